@@ -1,0 +1,60 @@
+# Two commands on a fresh machine: `make train` and `make test`. Everything else is below.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PY     := $(BIN)/python
+# notebooks and tests find the tools of this environment, whatever the caller's PATH
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help setup train infer lab test export soak bench real
+
+help:
+	@echo 'make train  set up .venv, then the main job on the embedded parking lot: prepare, baseline, finetune, judge, submit'
+	@echo 'make test   set up if needed; export, nbdev_test, pytest, papermill'
+	@echo 'make setup  only set up          make lab    JupyterLab, notebooks cleaned on save'
+	@echo 'make infer  predict, last run    make soak   every slow, killing, fuzzing and browser check'
+	@echo 'make bench  measure speed        make real   the results table of the README, from ../shared/data'
+
+setup: $(VENV)/.ready
+
+# uv resolves and links in seconds what pip takes minutes for; the versions are those of constraints.txt.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "yolokit needs Python 3.11 or later, '$(PYTHON)' is older: make setup PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check uv==0.13.8
+	$(PY) -m uv pip install --quiet --python $(PY) -c constraints.txt -e '.[lab,dev]'
+	@if git rev-parse --git-dir >/dev/null 2>&1; then \
+	  git config merge.nbdev-merge.name 'notebook merge' && \
+	  git config merge.nbdev-merge.driver 'nbdev_merge %O %A %B %P' && \
+	  git config core.hooksPath .githooks; fi
+	@touch $@
+
+train: setup
+	@mkdir -p runs
+	$(BIN)/papermill nbs/train.ipynb runs/train.ipynb -p stage finetune --no-progress-bar
+
+infer: setup
+	@mkdir -p runs
+	$(BIN)/papermill nbs/infer.ipynb runs/infer.ipynb --no-progress-bar
+
+lab: setup
+	$(BIN)/jupyter lab --ContentsManager.pre_save_hook=nbdev.clean.clean_jupyter --LabApp.news_url=None nbs
+
+export: setup
+	$(BIN)/nbdev_export
+
+# Two workers: four would import torch four times over on two cores (23 s instead of 11 s before the first test).
+test: export
+	$(BIN)/nbdev_test --n_workers 2 --do_print
+	$(PY) -m pytest -m 'not soak' --durations=10
+
+soak: export
+	$(BIN)/nbdev_test --n_workers 1 --flags slow --do_print
+	$(PY) -m pytest --durations=20
+
+bench: setup
+	$(PY) tests/bench.py
+
+real: setup
+	$(PY) tests/real.py
