@@ -1,0 +1,213 @@
+"Preparing: what is left behind, reused, refused; the embedded set and real data end to end."
+import json, os, shutil, subprocess, sys, unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from yolokit import datasets, files, images, repair
+from yolokit.datasets import SplitError, ensure, fingerprint, frame, load, prepare, split
+from yolokit.files import FormatError
+from yolokit.formats import read, write
+from yolokit.ground import shared
+from yolokit.table import Table
+
+ROOT = Path(__file__).parents[1]
+DATA = shared()/'data' if shared() else None
+real = pytest.mark.skipif(DATA is None, reason='the real data sets are not beside this checkout (../shared/data)')
+
+
+def raw(folder, n=10, rows='0 .5 .5 .5 .5'):
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        images.write(folder/f'images/{i}번.png', rng.integers(0, 255, (20, 40, 3), dtype=np.uint8))
+        p = folder/f'labels/{i}번.txt'
+        p.parent.mkdir(exist_ok=True); p.write_text(rows)
+    return folder
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    "A checkout of its own, so that data/ is empty."
+    monkeypatch.setenv('YOLOKIT_ROOT', str(tmp_path))
+    return tmp_path
+
+
+def test_splits_do_not_depend_on_order_names_or_what_is_added(tmp_path):
+    t = read(raw(tmp_path/'a', 30))
+    where = lambda t: dict(zip(t.images['sha256'], split(t, val=.3, seed=5).images['split']))
+    t = datasets.with_digests(t)
+    few = where(t.keep_images(np.arange(20)))
+    for i in range(30): (tmp_path/f'a/images/{i}번.png').rename(tmp_path/f'a/images/{chr(97 + i%7)}{i}.png')
+    renamed = datasets.with_digests(read(tmp_path/'a'))
+    all_ = where(renamed.keep_images(renamed.images['path'] != ''))
+    assert {k: all_[k] for k in few} == few and len(all_) == 30
+
+
+@pytest.mark.parametrize('options, says', [
+    (dict(how='dice'), "'dice' is not known"), (dict(val=1.), 'leave something for training'), (dict(val=-.1), 'leave something'), (dict(how='given'), 'no validation split')])
+def test_splits_that_cannot_be(tmp_path, options, says):
+    with pytest.raises(SplitError, match=says): split(read(raw(tmp_path, 3)), **options)
+
+
+def test_frames_of_the_gap_are_listed_as_a_number(tmp_path):
+    t = Table.make(images=dict(file=[f'v-{i}.png' for i in range(50)]), boxes=dict(image=range(50), category=[0]*50, x0=[0]*50, y0=[0]*50, x1=[2]*50, y1=[2]*50), names=['a'])
+    s = split(t, how='time', val=.2, test=.2, gap=4)
+    n = np.array([frame(f)[1] for f in s.images['file']])
+    assert len(n) == 42 and [n[s.images['split'] == k].tolist() for k in ('train', 'val', 'test')] == [list(range(30)), list(range(34, 40)), list(range(44, 50))]
+
+
+def test_prepared_folder(tmp_path):
+    raw(tmp_path/'raw')
+    (tmp_path/'raw/labels/0번.txt').write_text('0 .5 .5 -.5 .5\n0 .5 .5 -.5 .5\n0 .9 .5 .5 .5')
+    before = {p: p.read_bytes() for p in (tmp_path/'raw').rglob('*') if p.is_file()}
+    p = prepare(tmp_path/'raw', tmp_path/'out', val=.4, seed=1)
+    t = p.table
+    assert {q: q.read_bytes() for q in before} == before, 'the source was touched'
+    assert p.info['fingerprint'] == fingerprint(t) and p.info['repair']['changed'] >= 2
+    links = [q for q in (tmp_path/'out/images').rglob('*') if not q.is_dir()]
+    assert len(links) == 10 and all(q.is_symlink() and not os.path.isabs(os.readlink(q)) and q.exists() for q in links)
+    for s in ('train', 'val'):
+        lines = (tmp_path/f'out/{s}.txt').read_text().split()
+        assert len(lines) == (t.images['split'] == s).sum() and all((tmp_path/'out'/q).exists() for q in lines)
+    y = read(tmp_path/'out/dataset.yaml')
+    assert len(y) == len(t) and sorted(y.boxes['x0'].round(6)) == sorted(t.boxes['x0'].round(6))
+    journal = repair.Journal.load(tmp_path/'out/repair/journal.json')
+    assert len(journal) == p.info['repair']['changed']
+    shutil.move(tmp_path/'raw', tmp_path/'x/raw'), shutil.move(tmp_path/'out', tmp_path/'x/out')  # both moved together: the links hold
+    assert all(os.path.exists(q) for q in load(tmp_path/'x/out').images['path']) and datasets.before(datasets.Prepared(tmp_path/'x/out', p.info)).n_images == 10
+
+
+def test_not_fixed(tmp_path):
+    p = prepare(raw(tmp_path/'raw', rows='0 .5 .5 -.5 .5'), tmp_path/'out', fix=False)
+    assert (p.table.boxes['x0'] > p.table.boxes['x1']).all() and not (tmp_path/'out/repair').exists()
+
+
+def test_reused_moved_aside_or_refused(tmp_path):
+    raw(tmp_path/'raw')
+    a = prepare(tmp_path/'raw', tmp_path/'out')
+    stamp = (tmp_path/'out/prepared.json').stat().st_mtime_ns
+    prepare(tmp_path/'raw', tmp_path/'out')
+    assert (tmp_path/'out/prepared.json').stat().st_mtime_ns == stamp
+    (tmp_path/'raw/labels/3번.txt').write_text('0 .5 .5 .1 .1')  # the source changed
+    b = prepare(tmp_path/'raw', tmp_path/'out')
+    assert b.info['fingerprint'] != a.info['fingerprint'] and load(tmp_path/'out-old-1').n_images == 10
+    (tmp_path/'mine').mkdir(); (tmp_path/'mine/notes.txt').write_text('x')
+    with pytest.raises(FormatError, match='Nothing was touched'): prepare(tmp_path/'raw', tmp_path/'mine')
+    with pytest.raises(FormatError, match='inside its source'): prepare(tmp_path/'raw', tmp_path/'raw/out')
+    assert os.listdir(tmp_path/'mine') == ['notes.txt']
+
+
+@pytest.mark.parametrize('where', ['read', 'labels', 'save_json', 'fingerprint'])
+def test_an_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch, where):
+    raw(tmp_path/'raw')
+    def full(*a, **k): raise OSError(28, 'No space left on device')
+    with monkeypatch.context() as m:
+        m.setattr(datasets, where, full)
+        with pytest.raises(OSError, match='No space'): prepare(tmp_path/'raw', tmp_path/'out')
+    assert sorted(os.listdir(tmp_path)) == ['raw']
+    prepare(tmp_path/'raw', tmp_path/'out')
+    with pytest.raises(FormatError, match='prepare it again'): load(tmp_path/'raw')
+
+
+def test_bad_pictures_are_left_out_and_listed(tmp_path):
+    raw(tmp_path/'raw')
+    whole = (tmp_path/'raw/images/1번.png').read_bytes()
+    (tmp_path/'raw/images/1번.png').write_bytes(whole[:len(whole)//2])
+    (tmp_path/'raw/images/2번.png').write_bytes(b'<html>404</html>')
+    (tmp_path/'raw/images/3번.png').unlink()
+    p = prepare(tmp_path/'raw', tmp_path/'out')
+    assert sorted(x['file'][:2] for x in p.info['left_out']) == ['1번', '2번', '3번'] and p.table.n_images == 7
+    assert all(x['boxes'] == 1 and x['why'] for x in p.info['left_out'])
+
+
+def test_nothing_to_learn_from(tmp_path):
+    with pytest.raises(SplitError, match='no boxes'): prepare(raw(tmp_path/'raw', rows=''), tmp_path/'out')
+    (tmp_path/'a.json').write_text(json.dumps(dict(images=[dict(id=1, file_name='a.jpg', width=9, height=9)], categories=[dict(id=1, name='a')],
+                                                   annotations=[dict(id=1, image_id=1, category_id=1, bbox=[1, 1, 2, 2])])))
+    with pytest.raises(FormatError, match='none of its 1 pictures was found'): prepare(tmp_path/'a.json', tmp_path/'out')
+    with pytest.raises(FormatError, match='nowhere: not there'): prepare(tmp_path/'nowhere', tmp_path/'out')
+
+
+def test_without_links_pictures_are_copied(tmp_path, monkeypatch):
+    raw(tmp_path/'raw', 3)
+    def refuse(*a, **k): raise OSError('no links here')
+    monkeypatch.setattr(Path, 'symlink_to', refuse)
+    p = prepare(tmp_path/'raw', tmp_path/'out')
+    assert p.table.n_images == 3 and not any(q.is_symlink() for q in (tmp_path/'out').rglob('*'))
+
+
+def test_same_names_in_different_folders(tmp_path):
+    d = dict(images=[], categories=[dict(id=1, name='a')], annotations=[])
+    for i, name in enumerate(('x/1.png', 'y/1.png', unicodedata.normalize('NFD', 'y/강.png')), 1):
+        images.write(tmp_path/'raw'/name, np.full((8, 8, 3), i*9, np.uint8))
+        d['images'].append(dict(id=i, file_name=unicodedata.normalize('NFC', name), width=8, height=8))
+        d['annotations'].append(dict(id=i, image_id=i, category_id=1, bbox=[i, 1, 4, 4]))
+    (tmp_path/'raw/all.json').write_text(json.dumps(d))
+    t = prepare(tmp_path/'raw', tmp_path/'out', val=.3).table
+    for i in range(3): assert images.read(t.images['path'][i])[0, 0, 0] == t.boxes['x0'][t.of(i)][0]*9
+
+
+def test_two_processes_prepare_at_once(home):
+    raw(home/'raw')
+    program = f'from yolokit.datasets import ensure; print(ensure("raw").info["fingerprint"])'
+    env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
+    jobs = [subprocess.Popen([sys.executable, '-c', program], env=env, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    out = [j.communicate(timeout=120) for j in jobs]
+    assert all(j.returncode == 0 for j in jobs), out
+    assert len({o.split()[-1] for o, _ in out}) == 1 and os.listdir(home/'data') == ['raw-prepared']
+
+
+def test_ensure(home):
+    raw(home/'raw')
+    p = ensure('raw', seed=3)
+    assert p.folder == home/'data/raw-prepared-seed-3' and ensure(str(p.folder)).folder == p.folder
+    raw(home/'other/raw', 5)
+    q = ensure('raw'), ensure(home/'other/raw')
+    assert q[0].folder != q[1].folder and q[1].table.n_images == 5 and ensure('other/raw').folder == q[1].folder
+    with pytest.raises(FormatError, match='parameter `data`'): ensure('gone')
+    with pytest.raises(TypeError): ensure('raw', splitt='time')
+
+
+def test_the_embedded_set(home):
+    parking = pytest.importorskip('yolokit.parking')
+    p = ensure('', default=lambda folder: parking.make(folder, n_train=12, n_val=4, n_test=3, workers=1))
+    t = p.table
+    assert p.folder == home/'data/parking-prepared' and {k: int(v[0]) for k, v in t.counts().items()} == dict(train=12, val=4, test=3)
+    assert t.names == parking.CLASSES and t.category_ids == list(range(1, 15))
+    assert not os.path.exists(p/'key.json') and len((p/'test_imgs.txt').read_text().split()) == 3
+    info = json.loads((home/'data/parking/Test_Images_Information.json').read_text())['images']
+    assert {m['id'] for m in info} <= set(t.split('test').images['id']) or len({m['id'] for m in info}) == 3
+    truth, val = read(home/'data/parking').split('val'), t.split('val')
+    assert len(truth) == len(val)  # nothing to mend in clean truth
+
+
+@real
+def test_parking_space_by_time(tmp_path):
+    p = prepare(DATA/'parking_space', tmp_path/'out', split='time', val=.2)
+    t = p.table
+    at = {s: {frame(f)[1] for f in t.split(s).images['file']} for s in ('train', 'val')}
+    assert min(at['val']) - max(at['train']) >= 20
+    assert t.n_images + p.info['in_gaps'] == 218 and p.info['repair']['found']['polygon'] == 3612
+    assert p.info['names'] == ['empty', 'occupied']
+    w = t.images['width'][t.boxes['image']]
+    assert (t.boxes['x0'] >= 0).all() and (t.boxes['x1'] <= w).all()
+
+
+@real
+def test_bccd(tmp_path):
+    p = prepare(DATA/'bccd', tmp_path/'out')
+    assert {k: v[0] for k, v in p.info['counts'].items()} == dict(train=205, val=87, test=72)
+    assert len(p.table) == 4886 and p.info['repair']['found']['zero-area'] == 2
+
+
+def test_the_app(home):
+    "prepare.ipynb on a small raw folder, as a user calls it."
+    raw(home/'raw', 6, '0 .5 .5 -.5 .5')
+    env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}')
+    run = lambda *a: subprocess.run(['papermill', str(ROOT/'nbs/prepare.ipynb'), 'out.ipynb', *a], env=env, cwd=home, capture_output=True, text=True, timeout=240)
+    done = run('-p', 'data', 'raw', '-p', 'val', '0.3')
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 'Prepared:' in done.stderr and (home/'data/raw-prepared-val-0.3/prepared.json').exists()
+    shown = (home/'out.ipynb').read_text()
+    assert 'reversed-x' in shown and 'image/png' in shown

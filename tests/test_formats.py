@@ -1,0 +1,229 @@
+"Formats on input that is broken, odd or real."
+import json, os, unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from yolokit import formats, images
+from yolokit.files import FormatError, load_xml
+from yolokit.formats import detections, lost, read, write
+from yolokit.ground import shared
+from yolokit.table import Table
+
+DATA = shared()/'data' if shared() else None
+real = pytest.mark.skipif(DATA is None, reason='the real data sets are not beside this checkout (../shared/data)')
+
+
+def save(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text if isinstance(text, str) else json.dumps(text), encoding='utf-8')
+    return path
+
+
+def yolo(folder, rows, names='[car, bus]'):
+    images.write(folder/'images/train/a.png', np.zeros((50, 100, 3), np.uint8))
+    save(folder/'labels/train/a.txt', rows)
+    save(folder/'data.yaml', f'names: {names}\ntrain: images/train\n')
+    return folder
+
+
+def coco(**changes):
+    return dict(images=[dict(id=1, file_name='a.jpg', width=100, height=50)], categories=[dict(id=1, name='car')],
+                annotations=[dict(id=1, image_id=1, category_id=1, bbox=[1, 2, 3, 4])]) | changes
+
+
+@pytest.mark.parametrize('rows, says', [
+    ('0 .5 .5 .1', ('a.txt:1', 'found 4 numbers', 'cx cy w h')), ('0 .5 .5 .1 .1\n\n7 .5 .5 .1 .1', ('a.txt:3', 'class 7 is out of range', 'data.yaml')),
+    ('car .5 .5 .1 .1', ('a.txt:1', "'car'")), ('0 .5 .5 .1 1,5', ("'1,5'",)), ('0.5 .5 .5 .1 .1', ('class 0.5',)),
+    ('-1 .5 .5 .1 .1', ('class -1',)), ('0 1 1 2 2 3 3 4', ('lacks its y',)), ('0', ('found 1 numbers',))])
+def test_yolo_rows_that_are_none(tmp_path, rows, says):
+    with pytest.raises(FormatError) as e: read(yolo(tmp_path, rows))
+    for s in says: assert s in str(e.value)
+
+
+@pytest.mark.parametrize('rows, xyxy', [
+    ('0 .5 .5 2 2', [-50, -25, 150, 75]), ('0 .5 .5 -.2 .2', [60, 20, 40, 30]), ('0 .5 .5 0 0', [50, 25, 50, 25]), ('0.0 5e-1 .5 .2 .2', [40, 20, 60, 30])])
+def test_yolo_reads_whatever_can_be_parsed(tmp_path, rows, xyxy):
+    t = read(yolo(tmp_path, rows))
+    np.testing.assert_allclose(t.xyxy, [xyxy])
+    write(t, tmp_path/'again', 'yolo')
+    assert (tmp_path/'again/labels/train/a.txt').read_text().strip() == rows
+    assert np.array_equal(read(tmp_path/'again').xyxy, t.xyxy)
+
+
+def test_yolo_nan_is_read_and_written(tmp_path):
+    t = read(yolo(tmp_path, '0 nan .5 .1 .1'))
+    assert np.isnan(t.boxes['x0']).all()
+    for f in formats.WRITE: write(t, tmp_path/f, f)
+    assert np.isnan(read(tmp_path/'coco').boxes['x0']).all()
+
+
+def test_yolo_list_files_and_missing_pictures(tmp_path):
+    d = yolo(tmp_path/'d', '0 .5 .5 .1 .1')
+    save(d/'labels/train/gone.txt', '1 .25 .5 .5 .5')
+    t = read(d)
+    gone = t.images['path'].tolist().index('')
+    assert t.images['width'][gone] == 0 and t.xyxy[t.of(gone)].tolist() == [[0, .25, .5, .75]]  # fractions, as of a picture of 1 x 1
+    save(d/'val.txt', 'images/train/a.png\n/home/x/images/train/a.png\n')
+    t = read(d/'val.txt')
+    assert len(t) == 2 and t.images['split'].tolist() == ['val', 'val'] and all(t.images['path'])
+
+
+@pytest.mark.parametrize('text, says', [
+    ('names: [a\n', 'data.yaml:2'), ('just words', 'names, and where'), ('names: [a]\nnc: 3\n', 'nc is 3, but there are 1 names')])
+def test_data_yaml(tmp_path, text, says):
+    yolo(tmp_path, '0 .5 .5 .1 .1')
+    save(tmp_path/'data.yaml', text)
+    with pytest.raises(FormatError, match=says.replace('[', r'\[')): read(tmp_path)
+
+
+@pytest.mark.parametrize('d, says', [
+    ('{"images": [', ':1: broken json'), ([1, 2], 'no list "images"'), (coco(images=[dict(id=1)]), r'images\[0\]'),
+    (coco(images=coco()['images']*2), 'id 1 is there twice'), (coco(annotations=[dict(id=5, image_id=1, category_id=1, bbox=[1, 2])]), r'#5: bbox is \[1, 2\]'),
+    (coco(annotations=[dict(id=5, image_id=1, category_id=9, bbox=[1, 2, 3, 4])]), 'category_id 9 is out of range'),
+    (coco(annotations=[dict(id=5, image_id=1, category_id=1, bbox=[1, 2, 'x', 4])]), "'x' where a number"),
+    (coco(categories=[dict(id=1)]), r'categories\[0\]'), (coco(images=[dict(id=1, file_name='a', width='wide', height=3)]), "'wide'")])
+def test_broken_coco(tmp_path, d, says):
+    with pytest.raises(FormatError, match=says) as e: read(save(tmp_path/'a.json', d))
+    assert 'a.json' in str(e.value)
+
+
+@pytest.mark.parametrize('text, says', [
+    ('<annotation><object>', 'a.xml:1: broken xml'), ('<!DOCTYPE x [<!ENTITY a "b">]><annotation/>', 'DOCTYPE'),
+    ('<annotation>\n<object><name>car</name></object></annotation>', 'a.xml:2: no xmin'), ('<annotation><object/></annotation>', 'without a name'),
+    ('<annotation><object><name>car</name><bndbox><xmin>l</xmin><ymin>1</ymin><xmax>1</xmax><ymax>1</ymax></bndbox></object></annotation>', "'l' where a number")])
+def test_broken_voc(tmp_path, text, says):
+    with pytest.raises(FormatError, match=says): read(save(tmp_path/'Annotations/a.xml', text).parents[1])
+
+
+def test_xml_tricks_are_refused_in_any_encoding(tmp_path):
+    bomb = '<!DOCTYPE a [<!ENTITY a "ha">' + ''.join(f'<!ENTITY {chr(98+i)} "{f"&{chr(97+i)};"*10}">' for i in range(12)) + ']><a>&m;</a>'
+    for codec in ('utf-8', 'utf-16'):
+        (tmp_path/'a.xml').write_bytes(f'<?xml version="1.0" encoding="{codec}"?>{bomb}'.encode(codec))
+        with pytest.raises(FormatError, match='DOCTYPE'): load_xml(tmp_path/'a.xml')
+
+
+def test_where_nothing_is(tmp_path):
+    with pytest.raises(FormatError, match='nowhere: not there'): read(tmp_path/'nowhere')
+    with pytest.raises(FormatError, match='no annotations in it'): read(tmp_path)
+    with pytest.raises(FormatError, match="format 'kitti' is not known"): read(tmp_path, 'kitti')
+    yolo(tmp_path, '0 .5 .5 .1 .1'); save(tmp_path/'annotations/instances_train.json', coco())
+    with pytest.raises(FormatError, match='looks like yolo and coco'): read(tmp_path)
+    save(tmp_path/'thesis.txt', 'mine')
+    with pytest.raises(FormatError, match='Nothing was written'): write(read(tmp_path, 'yolo'), tmp_path, 'yolo')
+    with pytest.raises(FormatError, match='Nothing was written'): write(read(tmp_path, 'yolo'), tmp_path/'thesis.txt', 'coco')
+
+
+def test_decomposed_korean_names_are_found(tmp_path):
+    name = '20201102_경기도_-_-_맑음_주간_실외_right_000079_0088055.png'
+    images.write(tmp_path/'train/images'/unicodedata.normalize('NFD', name), np.zeros((8, 8, 3), np.uint8))
+    save(tmp_path/'train/label/Train.json', dict(images=[dict(id=1, file_name=name)], annotations=[]))
+    t = read(tmp_path)
+    assert os.path.exists(t.images['path'][0]) and t.images['width'][0] == 8
+    assert formats.detect(tmp_path) == 'parking' and t.names[13] == 'cart'
+
+
+def test_coco_files_with_ids_of_their_own(tmp_path):
+    "Two splits that both count from 1, classes listed differently: joined, and each gets its own back."
+    a, b = coco(), coco(categories=[dict(id=1, name='bus'), dict(id=2, name='car')], annotations=[dict(id=1, image_id=1, category_id=2, bbox=[5, 5, 5, 5], keep='me')])
+    save(tmp_path/'annotations/instances_train.json', a); save(tmp_path/'annotations/instances_val.json', b)
+    t = read(tmp_path)
+    assert t.names == ['car', 'bus'] and t.boxes['category'].tolist() == [0, 0] and t.images['split'].tolist() == ['train', 'val']
+    write(t, tmp_path/'out', 'coco')
+    assert json.loads((tmp_path/'out/annotations/instances_train.json').read_text())['annotations'] == a['annotations']
+    back = read(tmp_path/'out')
+    assert np.array_equal(back.xyxy, t.xyxy) and back.images['split'].tolist() == ['train', 'val']
+    assert json.loads((tmp_path/'out/annotations/instances_val.json').read_text())['annotations'][0]['keep'] == 'me'
+    write(t, tmp_path/'one.json', 'coco')
+    one = read(tmp_path/'one.json')
+    assert one.images['split'].tolist() == ['train', 'val'] and len(set(one.boxes['id'])) == 2
+
+
+def some_table(seed, n=6, classes=4):
+    rng = np.random.default_rng(seed)
+    wh = rng.integers(30, 4000, (n, 2))
+    image = np.sort(rng.integers(0, n, 40))
+    xyxy = rng.uniform(-.2, 1.2, (40, 4)) * np.tile(wh[image], 2)  # reversed, outside: all of it
+    return Table.make(images=dict(file=[f'{"그림" if i % 2 else "p"} {i}.jpg' for i in range(n)], width=wh[:, 0], height=wh[:, 1], split=['train', 'val', 'test']*(n//3)),
+                      boxes=dict(image=image, category=rng.integers(0, classes, 40), **dict(zip(('x0', 'y0', 'x1', 'y1'), xyxy.T))), names=['a', 'b b', '다', 'd'])
+
+
+@pytest.mark.parametrize('format', formats.READ)
+@pytest.mark.parametrize('seed', range(3))
+def test_any_table_survives_any_format(tmp_path, format, seed):
+    t = some_table(seed)
+    write(t, tmp_path/'x', format)
+    u = read(tmp_path/'x', format, **({'names': t.names} if format == 'voc' else {}))
+    key = lambda t: sorted(zip(*[(t.images['file'][t.boxes['image']] if k == 'file' else t.boxes[k] if k != 's' else t.images['split'][t.boxes['image']]).tolist() for k in ('file', 's', 'category', 'x0', 'y0', 'x1', 'y1')]))
+    a, b = key(t), key(u)
+    assert [r[:3] for r in a] == [r[:3] for r in b] and u.names == t.names
+    np.testing.assert_allclose([r[3:] for r in b], [r[3:] for r in a], atol=2e-6, rtol=0)
+
+
+def test_poorer_formats_say_what_they_drop(tmp_path):
+    d = coco(annotations=[dict(id=1, image_id=1, category_id=1, bbox=[1, 2, 3, 4], iscrowd=1, segmentation=[[1, 1, 2, 2, 3, 1]], area=2)])
+    t = read(save(tmp_path/'a.json', d))
+    assert lost(t, 'coco') == [] and lost(t, 'parking') == []
+    said = ' '.join(write(t, tmp_path/'y', 'yolo'))
+    for word in ('crowd', 'segmentation', 'category ids'): assert word in said
+    assert len(read(tmp_path/'y')) == 1
+
+
+def test_same_stem_in_one_split(tmp_path):
+    for n in ('a.png', 'a.jpg'): images.write(tmp_path/'raw/images'/n, np.full((8, 8, 3), ord(n[2]), np.uint8))
+    d = coco(images=[dict(id=1, file_name='a.png', width=8, height=8), dict(id=2, file_name='a.jpg', width=8, height=8)],
+             annotations=[dict(id=i, image_id=i, category_id=1, bbox=[i, 1, 2, 2]) for i in (1, 2)])
+    t = read(save(tmp_path/'raw/x.json', d), 'coco')
+    write(t, tmp_path/'y', 'yolo')
+    u = read(tmp_path/'y')
+    assert sorted(u.images['file']) == ['a-2.jpg', 'a.png'] and sorted(u.boxes['x0'].round(6)) == [1, 2]
+
+
+def test_detections(tmp_path):
+    t = read(save(tmp_path/'a.json', coco()))
+    for row, says in ((dict(image_id=5, category_id=1, bbox=[1]*4, score=1), 'image_id 5'), (dict(image_id=1, category_id=1, bbox=[1]*4), 'no score')):
+        with pytest.raises(FormatError, match=says): detections(save(tmp_path/'r.json', [row]), t)
+    assert len(detections(save(tmp_path/'r.json', []), t)) == 0
+
+
+@real
+def test_parking_space():
+    t = read(DATA/'parking_space')
+    assert (t.n_images, len(t), t.names) == (218, 17307, ['empty', 'occupied'])
+    assert {k: int(v[0]) for k, v in t.counts().items()} == dict(train=176, val=21, test=21)
+    poly = np.array([p is not None for p in t.boxes['polygon']])
+    split = t.images['split'][t.boxes['image']]
+    assert (poly == (split != 'train')).all()
+    w, h = t.images['width'][t.boxes['image']], t.images['height'][t.boxes['image']]
+    assert (t.boxes['x1'] > t.boxes['x0']).all() and (t.boxes['x0'] > -1).all() and (t.boxes['x1'] < w + 1).all() and (t.boxes['y1'] < h + 1).all()
+    sides = [np.median((t.boxes['x1'] - t.boxes['x0'])[m]) for m in (poly, ~poly)]
+    assert .5 < sides[0]/sides[1] < 2  # polygon rows give boxes of the same size as box rows
+
+
+@real
+def test_bccd_round_trip(tmp_path):
+    t = read(DATA/'bccd')
+    assert (t.n_images, len(t), t.names) == (364, 4888, ['Platelets', 'RBC', 'WBC'])
+    assert {k: int(v[0]) for k, v in t.counts().items()} == dict(train=205, val=87, test=72)
+    flat = t.boxes['x1'] == t.boxes['x0']
+    assert {Path(o.split(':')[0]).stem for o in t.boxes['origin'][flat]} == {'BloodImage_00338', 'BloodImage_00343'}
+    assert write(t, tmp_path/'v', 'voc') == []
+    u = read(tmp_path/'v')
+    assert np.array_equal(u.xyxy, t.xyxy) and u.counts().keys() == t.counts().keys() and [''.join(r.split()) for r in u.boxes['raw']] == [''.join(r.split()) for r in t.boxes['raw']]  # all but white space
+
+
+@real
+def test_coco_golden_file_comes_back_equal(tmp_path):
+    f = DATA/'coco_val2014_100/instances_val2014_100.json'
+    t = read(f)
+    write(t, tmp_path/'a.json', 'coco')
+    assert json.loads((tmp_path/'a.json').read_text()) == json.loads(f.read_text())
+    r = detections(DATA/'coco_val2014_100/instances_val2014_fakebbox100_results.json', t)
+    assert len(r) == len(json.loads((DATA/'coco_val2014_100/instances_val2014_fakebbox100_results.json').read_text()))
+    write(t, tmp_path/'y', 'yolo')   # no pictures: the sizes travel in sizes.json
+    u = read(tmp_path/'y')
+    assert len(u) == len(t) == 839
+    at = {os.path.splitext(f)[0]: i for i, f in enumerate(t.images['file'])}
+    order = [at[os.path.splitext(f)[0]] for f in u.images['file']]
+    for i, j in enumerate(order): np.testing.assert_allclose(u.xyxy[u.of(i)], t.xyxy[t.of(j)], atol=1e-6)
