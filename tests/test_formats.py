@@ -227,3 +227,9 @@ def test_coco_golden_file_comes_back_equal(tmp_path):
     at = {os.path.splitext(f)[0]: i for i, f in enumerate(t.images['file'])}
     order = [at[os.path.splitext(f)[0]] for f in u.images['file']]
     for i, j in enumerate(order): np.testing.assert_allclose(u.xyxy[u.of(i)], t.xyxy[t.of(j)], atol=1e-6)
+
+
+def test_two_files_of_one_split(tmp_path):
+    for n in 'ab': save(tmp_path/f'annotations/instances_train_{n}.json', coco())
+    t = read(tmp_path)
+    assert t.n_images == 2 and len(set(t.images['id'])) == 2 and set(t.images['split']) == {'train'}

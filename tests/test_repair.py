@@ -170,6 +170,11 @@ def test_wild_numbers_do_not_hurt(seed):
     assert np.array_equal(back.xyxy, t.xyxy, equal_nan=True)
 
 
+def test_the_same_ids_in_two_splits_are_two_files():
+    t = make(dict(file=['a', 'b'], split=['train', 'val']), dict(image=[0, 1, 1], category=[0]*3, x0=[0, 0, 20], y0=[0]*3, x1=[9, 9, 30], y1=[9]*3, id=[1, 1, 1]), ['a'])
+    assert repair.check(t, images=False).of('id-twice').rows['box'].tolist() == [2]
+
+
 def test_no_boxes_at_all():
     t = make(dict(file=['a.png'], width=[10], height=[10]), {}, ['a'])
     f = repair.check(t)

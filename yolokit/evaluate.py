@@ -319,10 +319,14 @@ def summary(result: Result,
             curves: dict, # of operating
            ) -> dict: # AP AP50 AP75, precision recall f1 at conf, per_class AP50
     "The numbers of an epoch."
-    best, mean = curves['best'], lambda k: float(np.nan_to_num(np.nanmean(np.append(curves[k][:, curves['best']], np.nan if np.isfinite(curves[k]).any() else 0))))
-    return dict(AP=result['AP'], AP50=result['AP50'], AP75=result['AP75'], precision=mean('precision'), recall=mean('recall'),
-                f1=mean('f1'), conf=float(curves['conf'][best]), per_class={k: v['AP50'] for k, v in result['per_class'].items()})
+    known, best = np.isfinite(curves['f1']).all(1), curves['best']
+    p, r, f = (curves[k][known, best] for k in ('precision', 'recall', 'f1'))
+    mean = lambda v: float(v.mean()) if len(v) else 0.
+    # a class that nothing right was answered for has no precision to be proud of
+    return dict(AP=result['AP'], AP50=result['AP50'], AP75=result['AP75'], precision=mean(p*(r > 0)), recall=mean(r),
+                f1=mean(f), conf=float(curves['conf'][best]), per_class={k: v['AP50'] for k, v in result['per_class'].items()})
 
+# %% ../nbs/41_evaluate.ipynb #522296a9
 def validator(table_val: Table, # images with truth
               size: tuple, # (w, h) of the network's input
               bs: int = 16, workers: int = 2, # images a batch; reading processes
@@ -340,7 +344,7 @@ def validator(table_val: Table, # images with truth
         return summary(coco(table_val, found, backend), operating(table_val, found))
     return validate
 
-# %% ../nbs/41_evaluate.ipynb #522296a9
+# %% ../nbs/41_evaluate.ipynb #30d7c85c
 def judge(truth: Table, detections: Table,
           folder, # gets evaluation.json and plots/*.png
           backend: str = 'faster-coco-eval',
@@ -360,7 +364,7 @@ def judge(truth: Table, detections: Table,
     with atomic(paths['evaluation']) as p: p.write_text(json.dumps({**result, 'best_f1': at_conf}, indent=1, ensure_ascii=False), encoding='utf-8')
     return result, brief, paths
 
-# %% ../nbs/41_evaluate.ipynb #30d7c85c
+# %% ../nbs/41_evaluate.ipynb #46e66a61
 @dataclass
 class EvaluateConfig:
     "What evaluate.ipynb can be asked."
@@ -383,7 +387,7 @@ class EvaluateConfig:
     workers: int = 2 # reading processes
     out: str = '' # folder to write to; empty: a new one in the run's
 
-# %% ../nbs/41_evaluate.ipynb #46e66a61
+# %% ../nbs/41_evaluate.ipynb #3aa47a84
 def both_sides(c: EvaluateConfig) -> tuple: # truth, detections, folder to write to
     "What a config asks to be judged."
     backend_classes(c.backend)  # a misspelt one is told before the work

@@ -314,8 +314,8 @@ def check_ids(t: Table) -> list: # of columns
     "Annotation ids that the COCO API or a dictionary stumbles over."
     ids = list(t.boxes.get('id', []))
     zero = [i for i, v in enumerate(ids) if v is not None and not isinstance(v, str) and v == 0]
-    first = {}
-    twice = [i for i, v in enumerate(ids) if v is not None and first.setdefault(v, i) != i]
+    split, first = t.images['split'][t.boxes['image']], {} # each split may be a file of its own, numbered from 1
+    twice = [i for i, v in enumerate(ids) if v is not None and first.setdefault((split[i], v), i) != i]
     return [found(r, t.boxes['image'][rows], [f'id {ids[i]}' for i in rows], rows) for r, rows in (('id-zero', zero), ('id-twice', twice)) if rows]
 
 # %% ../nbs/13_repair.ipynb #21e25e23

@@ -196,7 +196,7 @@ def distributions(table: Table,
     _classes(c, good)
     a.hist(np.log2(wh[:, 0].clip(.5)/wh[:, 1].clip(.5)).clip(-5, 5), bins=41, color='#1f77b4')
     a.set(title='aspect', xlabel='width : height')
-    a.set_xticks([-3, -2, -1, 0, 1, 2, 3], ['1:8', '1:4', '1:2', '1', '2', '4', '8'])
+    a.set_xticks([-3, -2, -1, 0, 1, 2, 3], ['1:8', '1:4', '1:2', '1', '2', '4', '8'], fontsize=7)
     plt.close(fig)
     return fig
 
