@@ -46,7 +46,10 @@ def test_rows_are_the_boxes():
     rows = S.fit(d, None).rows
     back = np.array([r['bbox'] for r in rows])
     back[:, 2:] += back[:, :2]
-    assert np.abs(back - d.xyxy[S.order(d)]).max() <= .1 and np.abs(np.array([r['score'] for r in rows]) - np.sort(d.boxes['score'])[::-1]).max() <= 5e-5
+    want = d.xyxy[S.order(d)]
+    off, side = np.abs(back - want), want[:, 2:] - want[:, :2]
+    assert off[(side > .2).all(1)].max() <= .05 + 1e-9 and off.max() <= .15   # no side becomes nothing
+    assert np.abs(np.array([r['score'] for r in rows]) - np.sort(d.boxes['score'])[::-1]).max() <= 5e-5
     assert {tuple(r) for r in rows} == {('image_id', 'category_id', 'bbox', 'score')} and {r['category_id'] for r in rows} == {1, 2, 3}
     assert min(min(r['bbox'][2:]) for r in rows) > 0
 

@@ -2,11 +2,11 @@
 import dataclasses, json, math
 import numpy as np, pytest, torch
 from small import checkout
-from yolokit import runs, train, weights
+from yolokit import runs, weights
 from yolokit.cfg import Cfg
 from yolokit.model import Detector, state_hash
 from yolokit.runs import Run, RunError
-from yolokit.train import Config, TrainError, stage
+from yolokit.stages import Config, stage
 
 
 @pytest.fixture(scope='module')

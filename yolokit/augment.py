@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 
 from . import boxes as bx
-from .ground import rng as generator
 
 # %% ../nbs/20_augment.ipynb #afe0f46f
 @dataclass(frozen=True)

@@ -233,6 +233,8 @@ def fill(t: Table, out: Path, request: dict, done: dict) -> dict: # the record
                 counts={k: v.tolist() for k, v in t.counts().items()}, left_out=left_out)
 
 # %% ../nbs/15_datasets.ipynb #412cd876
+VERSION = 2 # raised when `prepare` would write something else from the same source
+
 def aside(out: Path) -> None:
     "Move an outdated prepared folder to a free name."
     n = next(n for n in range(1, 10**6) if not out.with_name(f'{out.name}-old-{n}').exists())
@@ -248,8 +250,6 @@ def published(part: Path, out: Path, rec: dict) -> None:
         if record(out).get('request') != rec['request']: raise  # else another process was quicker with the same
 
 # %% ../nbs/15_datasets.ipynb #49fe7e99
-VERSION = 2 # raised when `prepare` would write something else from the same source
-
 def prepare(source, # folder or annotation file
             out, # folder to make
             format: str = 'auto', # coco, yolo, voc, parking

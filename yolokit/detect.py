@@ -33,8 +33,11 @@ def best(score: torch.Tensor, # (n,)
         ) -> tuple[torch.Tensor, int]: # (≤ k,) their indices, highest score first; how many above conf were left out
     "The `k` best; equal scores in the order they came."
     over = int((score > conf).sum()) - k
-    border = score >= score.kthvalue(len(score) - k + 1).values if over > 0 else score > conf
-    index = border.nonzero()[:, 0]  # ascending: a stable sort leaves ties in their order
+    if over <= 0: good = score > conf
+    # kthvalue is 2.5 times as fast as topk on a CPU; on a GPU deterministic mode may refuse it
+    elif score.device.type == 'cpu': good = score >= score.kthvalue(len(score) - k + 1).values
+    else: good = score >= score.topk(k).values[-1]
+    index = good.nonzero()[:, 0]  # ascending: a stable sort leaves ties in their order
     return index[score[index].sort(descending=True, stable=True).indices[:k]], max(over, 0)
 
 # %% ../nbs/40_detect.ipynb #b3e2527b

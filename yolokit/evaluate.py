@@ -294,7 +294,7 @@ def plot_confidence(curves: dict, # of operating
         if known.any(): ax.plot(curves['conf'], curves[k][known].mean(0), label=f'{k} {curves[k][known, best].mean():.3f}')
     ax.axvline(curves['conf'][best], color='k', lw=.8, ls=':')
     ax.set(xlabel='confidence', xlim=(0, 1), ylim=(0, 1.02), title=f'best mean F1 at confidence {curves["conf"][best]:.2f}')
-    ax.legend(fontsize=8)
+    if known.any(): ax.legend(fontsize=8)
     return fig
 
 # %% ../nbs/41_evaluate.ipynb #efc81a65

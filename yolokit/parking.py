@@ -13,7 +13,7 @@ __all__ = ['CLASSES', 'CLASSES_KO', 'SHARE', 'OBJECTS', 'FOCAL', 'NEAR', 'REACH'
 # %% ../nbs/16_parking.ipynb #92ebc8f4
 import json, os, shutil, uuid
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 
 from . import repair
 from .ground import progress, rng as generator
-from .scene import (FINER, HEIGHT, MIDDLE, THINGS, WIDTH, Camera, Light, Part, Thing, adult, capsule, disc, everything, flat,
+from .scene import (FINER, HEIGHT, THINGS, WIDTH, Camera, Light, Part, Thing, adult, capsule, disc, everything, flat,
                            glow, inside, light, mix, outline, paint, pick, project, stand, to_lot, to_world)
 from .table import Table
 
@@ -289,7 +289,6 @@ def shine(im, cam: Camera, light: Light, things: list, ids) -> np.ndarray: # ima
             for contours, color, normal, shining in part.polygons:
                 if not shining: continue
                 p = stand(cam, t, contours[0])
-                n = None if normal is None else stand(cam, replace(t, xy=MIDDLE), normal)
                 q = project(cam, p.mean(0))
                 u, v = np.round(q).astype(int)
                 if not (0 <= u < WIDTH and 0 <= v < HEIGHT) or ids[v, u] not in (k, 0): continue

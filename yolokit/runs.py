@@ -9,7 +9,7 @@ __all__ = ['ConfigError', 'coerce', 'collect', 'DeviceError', 'nvidia', 'device'
            'hold_poller', 'stoppable', 'note', 'code', 'picture', 'table', 'facts', 'report']
 
 # %% ../nbs/32_runs.ipynb #5fb7a567
-import csv, dataclasses, difflib, glob, hashlib, importlib.metadata, io, json, math, os, platform, re, signal, socket, subprocess
+import csv, dataclasses, difflib, hashlib, importlib.metadata, io, json, math, os, platform, re, signal, socket, subprocess
 import sys, threading, time, typing, warnings
 from base64 import b64encode
 from contextlib import contextmanager
@@ -57,11 +57,11 @@ class DeviceError(ValueError):
 def nvidia() -> str: # what was found, '' where there is nothing
     "Signs of an NVIDIA GPU that do not depend on torch."
     if os.environ.get('CUDA_VISIBLE_DEVICES', '0').strip() in ('', '-1'): return ''  # hidden on purpose
-    nodes = glob.glob('/dev/nvidia[0-9]*') + glob.glob('/dev/dxg')
-    version = Path('/proc/driver/nvidia/version')
+    nodes = [n for pattern in ('nvidia[0-9]*', 'dxg') for n in sorted(Path('/dev').glob(pattern))]
+    version = Path('/proc')/'driver/nvidia/version'
     if not nodes: return ''
     found = re.search(r'\s(\d+\.[\d.]+)', version.read_text()) if version.exists() else None
-    return f'{nodes[0]}, driver {found[1]}' if found else nodes[0]
+    return f'{nodes[0]}, driver {found[1]}' if found else str(nodes[0])
 
 # %% ../nbs/32_runs.ipynb #eca4a841
 def device(name: str = 'auto', # 'auto', 'cpu', 'cuda' or 'cuda:1'
@@ -191,6 +191,7 @@ def new_run(stage: str, # first part of the name
     born = dict(name=path.name, stage=stage, state='new', started=time.strftime('%Y-%m-%d %H:%M:%S'), pid=os.getpid(), host=socket.gethostname())
     return Run(path).update(**born | facts)
 
+# %% ../nbs/32_runs.ipynb #ce668525
 def open_run(name: str, # of a run, or its folder
              folder=None,
             ) -> Run:
@@ -203,7 +204,7 @@ def open_run(name: str, # of a run, or its folder
 
 Run.new, Run.open = staticmethod(new_run), staticmethod(open_run)
 
-# %% ../nbs/32_runs.ipynb #ce668525
+# %% ../nbs/32_runs.ipynb #89e8ecfe
 def all_runs(folder=None) -> list[Run]: # oldest first
     "Every run there is; a folder whose run.json cannot be read is passed over."
     found = []
@@ -223,7 +224,7 @@ def find(stage: str, # such as 'baseline'; '' for any
         if i.get('state') != 'finished' or stage and i.get('stage') != stage: continue
         if (not data or i.get('data', {}).get('fingerprint') == data) and (not network or i.get('network', {}).get('sha256') == network): return r
 
-# %% ../nbs/32_runs.ipynb #89e8ecfe
+# %% ../nbs/32_runs.ipynb #8073cc8d
 def cell(v): # a number or text
     "A value as a CSV cell: floats with enough digits to read, exactly the same on every run."
     return f'{v:.7g}' if isinstance(v, (float, np.floating)) else str(v)
@@ -237,6 +238,7 @@ def add_row(path, # CSV file, made if it is not there
     with open(path, newline='') as f: columns = f.readline().strip().split(',')
     with open(path, 'a', newline='') as f: csv.writer(f, lineterminator='\n').writerow([cell(row.get(c, '')) for c in columns])
 
+# %% ../nbs/32_runs.ipynb #302a318a
 def read_rows(path) -> dict[str, np.ndarray]: # columns; text stays text, an empty cell is nan
     "A CSV file's columns; {} where there is none."
     if not Path(path).exists(): return {}
@@ -256,7 +258,7 @@ def cut_rows(path, step: int) -> None: # last step to keep
     keep = [r for r in rows if r.count(',') == head.count(',') and int(r.split(',')[at]) <= step]
     with atomic(path) as p: p.write_text('\n'.join([head, *keep]) + '\n')
 
-# %% ../nbs/32_runs.ipynb #8073cc8d
+# %% ../nbs/32_runs.ipynb #ced70f24
 def save_checkpoint(folder, # checkpoint/ of a run
                     state: dict, # tensors and plain values
                     step: int,
@@ -280,7 +282,7 @@ def save_checkpoint(folder, # checkpoint/ of a run
         old.with_suffix('.pt').unlink(missing_ok=True)
     return path
 
-# %% ../nbs/32_runs.ipynb #302a318a
+# %% ../nbs/32_runs.ipynb #33986c49
 def load_checkpoint(folder, # checkpoint/ of a run
                     tell=say, # gets a line about every checkpoint that had to be passed over
                    ) -> dict | None: # None where there is no good one
@@ -294,7 +296,7 @@ def load_checkpoint(folder, # checkpoint/ of a run
         except (OSError, UnicodeDecodeError) as e: why = str(e)
         tell(f'checkpoint {path.name} is passed over: {why}')
 
-# %% ../nbs/32_runs.ipynb #ced70f24
+# %% ../nbs/32_runs.ipynb #37293330
 class Stopped(KeyboardInterrupt):
     "The run was told to stop and has saved what it did."
 
@@ -306,7 +308,7 @@ class Stop:
         # the second Ctrl-C of somebody who will not wait, or the first while nothing can be lost
         if again == why == 'Ctrl-C' or self.at_once: raise Stopped(f'stopped: {why}')
 
-# %% ../nbs/32_runs.ipynb #33986c49
+# %% ../nbs/32_runs.ipynb #ebd165da
 def watch_parent(stop: Stop, # gets .orphan when the parent is gone
                  done: threading.Event, # ends the watching
                 ) -> None:
@@ -329,7 +331,7 @@ def hold_poller():
     try: yield
     finally: poller.os = real
 
-# %% ../nbs/32_runs.ipynb #37293330
+# %% ../nbs/32_runs.ipynb #9197cc5a
 @contextmanager
 def stoppable(): # gives a Stop
     "Turn Ctrl-C, SIGTERM and the end of the parent process into a flag, for a block."
@@ -347,7 +349,7 @@ def stoppable(): # gives a Stop
         for s, h in old.items(): signal.signal(s, h)
         if stop.orphan: os._exit(143)  # nobody is left to report to; 128 + SIGTERM, as a shell has it
 
-# %% ../nbs/32_runs.ipynb #ebd165da
+# %% ../nbs/32_runs.ipynb #082d7d20
 def note(text: str, n: int) -> dict: # markdown; which cell it is
     "A markdown cell."
     return dict(cell_type='markdown', id=f'm{n:03d}', metadata={}, source=text)
@@ -367,7 +369,7 @@ def table(rows: dict) -> str: # name: value
     text = lambda v: ('%.4g' % v if isinstance(v, float) else str(v)).replace('|', '\\|').replace('\n', ' ')
     return '| | |\n|---|---|\n' + '\n'.join(f'| {text(k)} | {text(v)} |' for k, v in rows.items())
 
-# %% ../nbs/32_runs.ipynb #9197cc5a
+# %% ../nbs/32_runs.ipynb #560850f2
 def facts(run: Run) -> list[str]: # markdown, a text a cell
     "What a run was and how it ended."
     i = run.info
@@ -383,7 +385,7 @@ def facts(run: Run) -> list[str]: # markdown, a text a cell
             '## How it ended\n\n' + (table(result) if result else 'No result was recorded.'),
             '## What the result depends on\n\n' + table(made | (i.get('versions') or {})), '## Recipe\n\n' + table(recipe)]
 
-# %% ../nbs/32_runs.ipynb #082d7d20
+# %% ../nbs/32_runs.ipynb #51653694
 def report(run: Run) -> Path: # report.ipynb in the run's folder
     "Write the report: what was run, how it ended, the pictures, where the files are."
     head, end, made, recipe = facts(run)

@@ -384,7 +384,7 @@ def wheel(x, r, thick, color=TYRE, hub=RIM) -> list: # shapes
 def bicycle(rng) -> list: # Parts
     "Two big wheels and a frame, a basket in front."
     col = pick(rng, (210, 36, 48), (36, 160, 190), (240, 240, 240), (30, 130, 80))
-    a, b, seat, crank, bar = (-.55, .36), (.55, .36), (-.22, .86), (-.05, .36), (.4, .98)
+    a, b, crank, bar = (-.55, .36), (.55, .36), (-.05, .36), (.4, .98)
     s = wheel(a[0], .36, .06) + wheel(b[0], .36, .06)
     s += [(capsule(p, q, .032), col) for p, q in ((a, crank), (a, (-.2, .74)), (crank, (-.22, .82)), (crank, (.4, .76)), ((-.2, .74), (.4, .8)), (b, (.38, .96)))]
     s += [(capsule((-.36, .88), (-.1, .9), .045), DARK), (capsule((.28, 1.03), bar, .028), DARK), (disc(*crank, .08, 10), RIM)]
