@@ -61,7 +61,6 @@ def test_backends_agree_long(): assert agree(range(1000, 2500)) <= 1e-12
 
 
 def test_hits_are_the_reference_matches():
-    from pycocotools import cocoeval
     for seed in range(40):
         t, d = random_case(seed)
         if not len(t) or len(d) > 100: continue

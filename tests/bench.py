@@ -1,0 +1,89 @@
+"""What things cost, each beside what it is compared with, in one run: `make bench`.
+
+CPU time, not wall time, and the median of several turns taken alternately: the machine may be busy, ratios hold.
+"""
+import os, statistics, sys, tempfile, time
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np, torch
+
+from yolokit import datasets, evaluate, ground, zoo
+from yolokit.augment import Augment
+from yolokit.detect import nms
+from yolokit.loader import Loader
+from yolokit.loss import Loss
+from yolokit.model import Detector
+from yolokit.table import Table
+
+
+def turns(n=5, **calls):
+    "Median CPU milliseconds of each call, taken in turn."
+    took = {k: [] for k in calls}
+    for i in range(n + 1):
+        for k, call in calls.items():
+            began = time.process_time()
+            call()
+            if i: took[k].append(1e3*(time.process_time() - began))
+    return {k: statistics.median(v) for k, v in took.items()}
+
+
+def line(what, got, unit='ms', each=1):
+    first = next(iter(got.values()))
+    print(f'{what:<44}' + '   '.join(f'{k} {v/each:.2f} {unit}' + (f' (×{v/first:.2f})' if v is not first else '') for k, v in got.items()), flush=True)
+
+
+def step(detector, x, targets, bf16):
+    "One forward and backward pass."
+    loss = Loss(detector)
+    def go():
+        with torch.autocast('cpu', torch.bfloat16) if bf16 else nullcontext(): maps = detector(x, logits=True)
+        loss(maps, targets)[0].backward()
+    return go
+
+
+def training():
+    rng = ground.rng(0)
+    for name, size in (('yolokit-nano', (416, 256)), ('yolov4-tiny', (416, 416))):
+        d = Detector(zoo.build(name, classes=14)).train().to(memory_format=torch.channels_last)
+        x = torch.from_numpy(rng.random((8, 3, size[1], size[0]), np.float32)).contiguous(memory_format=torch.channels_last)
+        t = torch.full((8, 32, 5), -1.)
+        t[:, :10] = torch.from_numpy(np.stack([rng.integers(0, 14, (8, 10)), *(rng.uniform(40, 200, (8, 10)) for _ in 'xy'), *(rng.uniform(10, 60, (8, 10)) for _ in 'wh')], -1).astype(np.float32))
+        line(f'training step, {name} {size[0]}×{size[1]}, an image', turns(3, float32=step(d, x, t, False), bf16=step(d, x, t, True)), each=8)
+
+
+def loading():
+    table = datasets.load(datasets.ensure().folder).split('train')
+    plain, mosaic = Augment(), Augment(mosaic=1., hsv_h=.015, hsv_s=.7, hsv_v=.4, scale=.5, translate=.1, fliplr=.5)
+    loaders = {k: Loader(table, (416, 256), 16, 0, a, workers=0, cache=c) for k, a, c in (('plain from PNG', plain, ''), ('mosaic from PNG', mosaic, ''), ('mosaic from memory', mosaic, 'ram'))}
+    def some(loader):
+        def go():
+            for i, _ in zip(range(4), loader.epoch(0)): pass
+        return go
+    line('loader, 416×256, an image', turns(3, **{k: some(l) for k, l in loaders.items()}), each=64)
+
+
+def suppression():
+    rng = ground.rng(1)
+    pred = torch.from_numpy(np.concatenate([rng.uniform(0, 640, (4, 25200, 2)), rng.uniform(5, 100, (4, 25200, 2)), rng.random((4, 25200, 81))], -1).astype(np.float32))
+    line('nms, (4, 25200, 85) random, conf .001, an image', turns(1, multi_label=lambda: nms(pred, .001, .6, 300, True)), each=4)
+
+
+def judging():
+    rng, n, per = ground.rng(2), 500, 20
+    image, cat = np.repeat(np.arange(n), per), rng.integers(0, 80, n*per)
+    x0, y0, w, h = rng.uniform(0, 500, n*per), rng.uniform(0, 350, n*per), rng.uniform(8, 120, n*per), rng.uniform(8, 120, n*per)
+    images = dict(file=[f'{i}.jpg' for i in range(n)], width=[640]*n, height=[480]*n)
+    names = [f'class {i}' for i in range(80)]
+    table = lambda **more: Table.make(images, dict(image=image, category=cat, **more), names)
+    truth = table(x0=x0, y0=y0, x1=x0 + w, y1=y0 + h)
+    noise = rng.normal(0, 4, (4, n*per))
+    found = table(x0=x0 + noise[0], y0=y0 + noise[1], x1=x0 + w + noise[2], y1=y0 + h + noise[3], score=rng.random(n*per))
+    line('the 12 numbers, 500 images, 10,000 detections', turns(1, **{b: (lambda b=b: evaluate.coco(truth, found, b)) for b in ('pycocotools', 'faster-coco-eval')}))
+
+
+if __name__ == '__main__':
+    torch.set_num_threads(1)
+    cpu = next((l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')), '') if os.path.exists('/proc/cpuinfo') else ''
+    print(f'{cpu}, {os.cpu_count()} cores, torch {torch.__version__}, one thread; CPU time, medians')
+    for part in (training, loading, suppression, judging): part()
