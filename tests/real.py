@@ -19,7 +19,7 @@ STEPS, FIFTH, SEEDS = 1500, 300, (0, 1, 2)          # at 1500 steps the from-scr
 NET = f'-p network {DATA}/yolo_fastest/yolo-fastest-1.1.cfg'
 WEIGHTS = {'COCO weights': f'{DATA}/yolo_fastest/yolo-fastest-1.1.weights', 'scratch': 'none'}
 # one thread a run and two runs side by side: on two cores that is faster than one run on both
-COMMON = '-p stage finetune -p recipe transfer -p bs 8 -p threads 1 -p workers 1'
+COMMON = '-p stage finetune -p recipe transfer -p lr0 0.004 -p bs 8 -p threads 1 -p workers 1'
 
 
 def commands():
@@ -30,7 +30,7 @@ def commands():
             for arm, weights in WEIGHTS.items():
                 name = f'parking-space-{arm.split()[0].lower()}-{steps}-{seed}'
                 out[name] = (f'papermill nbs/train.ipynb -p data {DATA}/parking_space -p split time {NET} -p weights {weights} '
-                             f'-p width 352 -p height 192 {COMMON} -p steps {steps} -p seed {seed} -p name {name}')
+                             f'-p width 416 -p height 224 {COMMON} -p steps {steps} -p seed {seed} -p name {name}')
     out['bccd-0'] = (f'papermill nbs/train.ipynb -p data {DATA}/bccd {NET} -p weights {WEIGHTS["COCO weights"]} '
                      f'-p width 320 -p height 256 {COMMON} -p steps {STEPS} -p seed 0 -p name bccd-0')
     return out

@@ -1,7 +1,7 @@
 "The chain of stages, stopping and resuming, starting from weights: with a tiny network on drawn squares."
-import dataclasses, json, math
+import dataclasses, json, math, subprocess, sys
 import numpy as np, pytest, torch
-from small import checkout
+from small import checkout, environment
 from yolokit import runs, weights
 from yolokit.cfg import Cfg
 from yolokit.model import Detector, state_hash
@@ -128,3 +128,20 @@ def test_learning_goes_down_in_all_arithmetics(root):
         run = go(stage='baseline', weights='none', steps=100, amp=amp, lr0=.1)
         rows = runs.read_rows(run.folder/'steps.csv')
         assert rows['cls'][-1] < .6*rows['cls'][0] and math.isfinite(rows['box'][-1])
+
+
+FAILS = '''
+from yolokit import datasets
+from yolokit.loader import Loader
+loader = Loader(datasets.ensure('squares').table.split('train'), (96, 96), 4, workers=2)
+def training():
+    epoch = loader.epoch(0)
+    next(epoch)
+    raise SystemExit(3)
+training()
+'''
+
+
+def test_a_failure_with_loader_processes_ends_the_process(root):
+    p = subprocess.run([sys.executable, '-c', FAILS], env=environment(root), timeout=120, capture_output=True, text=True)
+    assert p.returncode == 3, p.stderr

@@ -7,7 +7,7 @@ __all__ = ['LoaderError', 'truths', 'Source', 'read', 'load', 'available', 'cach
            'build', 'order', 'start_worker', 'same', 'Loader', 'epoch', 'start_pool', 'close']
 
 # %% ../nbs/21_loader.ipynb #f48003a9
-import multiprocessing, os, signal
+import atexit, multiprocessing, os, signal, weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -243,6 +243,9 @@ Loader.epoch = epoch
 # %% ../nbs/21_loader.ipynb #00734635
 def start_pool(loader: Loader) -> DataLoader: # its processes stay from epoch to epoch
     "Worker processes; `loader.keys` tells them what to build."
+    # at exit Python waits for its children, and these ignore the SIGTERM it sends them
+    alive = weakref.ref(loader)
+    atexit.register(lambda: alive() and alive().close())
     how = 'fork' if 'fork' in multiprocessing.get_all_start_methods() else None
     return DataLoader(loader.work, batch_size=None, sampler=loader.keys, num_workers=loader.workers, collate_fn=same,
                       persistent_workers=True, worker_init_fn=start_worker, multiprocessing_context=how, pin_memory=loader.pin,
@@ -250,6 +253,8 @@ def start_pool(loader: Loader) -> DataLoader: # its processes stay from epoch to
 
 def close(self: Loader) -> None:
     "End the worker processes."
-    self.pool = None                                   # the iterator's destructor ends them
+    it, self.pool = getattr(self.pool, '_iterator', None), None
+    # the iterator's destructor would do it, but a traceback or an epoch left half-way may keep that alive
+    if it is not None: it._shutdown_workers()
 
 Loader.close = close

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STAGES', 'Config', 'where', 'check', 'network_of', 'text_sha', 'source', 'start_from', 'Leg', 'Job', 'recipe_of',
            'chain', 'resumed', 'alive', 'loader_of', 'size_of', 'probe', 'minutes', 'announce', 'from_what', 'append',
-           'prepared', 'leg_done', 'travel', 'stage', 'ended', 'arrived']
+           'prepared', 'leg_done', 'travel', 'as_before', 'stage', 'ended', 'arrived']
 
 # %% ../nbs/34_stages.ipynb #75cbd1c8
 import copy, hashlib, itertools, math, os, time
@@ -139,7 +139,10 @@ def chain(job: Job, stage: str, target: bool = True) -> None:
     recipe, start, after, parent = recipe_of(stage, c, target), c.weights, None, None
     if not c.weights and before:
         parent = runs.find(before, job.facts['fingerprint'], text_sha(job.cfg))
-        if parent: start = str(parent.folder/'weights/best.pt')
+        if parent:
+            start, i = str(parent.folder/'weights/best.pt'), parent.info
+            reached = f', AP50 {i["result"]["AP50"]:.3f}' if 'AP50' in i.get('result', {}) else ''
+            job.notes.append(f'{before}: {parent.name} is there, {i.get("steps")} steps{reached}')
         else:
             job.notes.append(f'{before}: no finished run for this data and this network, so it comes first')
             chain(job, before, False)
@@ -272,22 +275,31 @@ def travel(job: Job, leg: Leg, evaluate, finish, stop: Stop, loader: Loader | No
     if not leg.state: batch_picture(next(stream(loader, 0)), job.data.names, run.folder/'plots/batch.png')
     val = job.data.split('val')
     judge_by = evaluate(val, size=size_of(job.cfg), bs=leg.recipe.bs, workers=c.workers, device=job.dev) if evaluate and val.n_images else None
-    t = fit(run, d, loader, leg.recipe, judge_by, job.dev, job.amp, stop, leg.state)
-    loader.close()
+    try: t = fit(run, d, loader, leg.recipe, judge_by, job.dev, job.amp, stop, leg.state)
+    finally: loader.close()
     leg_done(leg, t, time.monotonic() - began)
     curves(run)
+    stop.at_once = True  # what follows can be done again
     if finish: finish(run, weights.load_checkpoint(run.folder/'weights/best.pt'), job.data)
+    stop.at_once = False
     run.update(state='finished', ended=time.strftime('%Y-%m-%d %H:%M:%S'))
     runs.report(run)
 
 # %% ../nbs/34_stages.ipynb #418a7005
+def as_before(c: Config) -> Config: # with resume
+    "The config of a run that is to go on, threads and arithmetic as they were; what the caller sets about the machine holds."
+    i, default = Run.open(c.resume).info, Config()
+    own = {k: getattr(c, k) for k in ('device', 'workers', 'threads') if getattr(c, k) != getattr(default, k)}
+    return Config(**{**i['config'], 'threads': i['threads'], 'amp': i['amp'], **own, 'resume': c.resume})
+
+# %% ../nbs/34_stages.ipynb #57be68e8
 def stage(config: Config, # the parameters of the notebook
           evaluate=None, # evaluate.validator: (val table, size, bs, workers, device) -> a function that judges a detector
           finish=None, # submit.deliver: (run, detector, data) -> dict of files
          ) -> Run: # of the stage that was asked for
     "Run a stage, and before it whatever it needs that is not there yet."
     c = config
-    if c.resume: c = Config(**{**Run.open(c.resume).config, 'resume': c.resume, 'device': c.device, 'workers': c.workers})
+    if c.resume: c = as_before(c)
     check(c)
     dev = runs.device(c.device)
     with runs.stoppable() as stop, runs.exact(c.threads) as threads:
@@ -306,7 +318,7 @@ def stage(config: Config, # the parameters of the notebook
         except BaseException as e: return ended(job, e)
     return arrived(job)
 
-# %% ../nbs/34_stages.ipynb #57be68e8
+# %% ../nbs/34_stages.ipynb #7f349938
 def ended(job: Job, e: BaseException) -> None:
     "A stop or a failure: put it into the run.json of every leg that is not finished, and pass it on."
     state = 'interrupted' if isinstance(e, KeyboardInterrupt) else 'failed'
@@ -319,7 +331,7 @@ def ended(job: Job, e: BaseException) -> None:
 def arrived(job: Job) -> Run:
     "Say where everything is."
     run = job.legs[-1].run
-    r, at = run.info['result'], run.folder.relative_to(Path.cwd()) if run.folder.is_relative_to(Path.cwd()) else run.folder
+    r, at = run.info['result'], run.folder.relative_to(root()) if Path.cwd() == root() else run.folder
     found = ', '.join(f'{k} {r[k]:.3f}' for k in ('AP', 'AP50') if k in r)
     run.say('\n'.join([f'{run.name} is finished' + (f': {found}' if found else ''),
         *(f'  {what:<12}{at/path}' for what, path in (('report', 'report.ipynb'), ('weights', 'weights/best.pt'), ('predictions', 'predictions.json'), ('submission', 'submission.json'))

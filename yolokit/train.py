@@ -275,7 +275,7 @@ def fit(run: Run, # its folder gets rows, weights and checkpoints
             if t.step >= total or recipe.patience and t.stale >= recipe.patience: return t
 
             # learning rate
-            torch.manual_seed((seed << 32) + t.step)
+            torch.manual_seed(((seed << 32) + t.step) % 2**63)
             lrs, momentum = rates(recipe, t.step, total, per/n)
             set_rates(t.optimizer, lrs, momentum)
 
