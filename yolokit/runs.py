@@ -380,7 +380,8 @@ def facts(run: Run) -> list[str]: # markdown, a text a cell
     made = dict(seed=i.get('seed'), device=i.get('device'), threads=i.get('threads'), amp=i.get('amp'), steps=i.get('steps'),
                 git=(git.get('revision') or 'none') + (' with uncommitted changes' if git.get('diff') else ''),
                 data_fingerprint=data.get('fingerprint'), network_sha256=network.get('sha256'), weights_sha256=i.get('weights_sha256'))
-    recipe = {k: v for k, v in (i.get('recipe') or {}).items() if v not in ('', None) and not isinstance(v, dict)}
+    recipe = {k: ', '.join(f'{a} {b:g}' if isinstance(b, float) else f'{a} {b}' for a, b in v.items() if b) if isinstance(v, dict) else v
+              for k, v in (i.get('recipe') or {}).items() if v not in ('', None)}
     return [f'# {run.name}\n\n> {(i.get("recipe") or {}).get("note") or "A training run."}\n\n' + table(head),
             '## How it ended\n\n' + (table(result) if result else 'No result was recorded.'),
             '## What the result depends on\n\n' + table(made | (i.get('versions') or {})), '## Recipe\n\n' + table(recipe)]

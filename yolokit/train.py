@@ -58,9 +58,9 @@ ADAMW = Recipe(bs=8, optimizer='adamw', lr0=.004, lrf=.02, schedule='cosine', mo
     warmup_momentum=.9, warmup_bias_lr=0., ema=.998, ema_tau=100.)
 RECIPES = {
     'baseline': replace(ADAMW, note='From nothing, on the embedded parking lot: a few minutes on two cores.', source='tuned for this repository',
-        steps=1500, every=6.25, gains=Gains(cls=2.), augment=replace(SCRATCH, mosaic=.5, close_mosaic=3)),
+        steps=1000, every=4.2, gains=Gains(cls=2.), augment=replace(SCRATCH, mosaic=.5, close_mosaic=3)),
     'finetune': replace(ADAMW, note='From the baseline: whole images, smaller steps.', source='tuned for this repository',
-        steps=600, lr0=.0015, every=5, gains=Gains(cls=2.), augment=Augment(hsv_h=.01, hsv_s=.4, hsv_v=.3, translate=.05, scale=.2, fliplr=.5)),
+        steps=400, lr0=.0015, every=3.4, gains=Gains(cls=2.), augment=Augment(hsv_h=.01, hsv_s=.4, hsv_v=.3, translate=.05, scale=.2, fliplr=.5)),
     'scratch': replace(ADAMW, note='From nothing, on any data: for short runs of small networks.', source='tuned on short CPU runs',
         epochs=100, lr0=.003, every=10, augment=replace(SCRATCH, close_mosaic=10)),
     'transfer': replace(ADAMW, note='From weights that know something, on any data.', source='tuned on short CPU runs',
