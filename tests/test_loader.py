@@ -149,3 +149,19 @@ def test_nothing_to_learn(table):
     with pytest.raises(LoaderError, match='no images'): Loader(table.keep_images(np.zeros(23, bool)), SIZE)
     with pytest.raises(LoaderError, match='no boxes at all'): Loader(table.keep(np.zeros(len(table), bool)), SIZE)
     assert len(list(Loader(table.keep(np.zeros(len(table), bool)), SIZE, shuffle=False, workers=0).epoch(0))) == 2
+
+
+def test_a_forked_process_that_forgot_its_loader_still_ends(table):
+    """multiprocessing's own children (nbdev_test's workers) leave without atexit and wait for their children first."""
+    import multiprocessing
+    def forgets():
+        global kept
+        loader = Loader(table, SIZE, 4, workers=1, cache='')
+        kept = loader, loader.epoch(0)
+        next(kept[1])
+    p = multiprocessing.get_context('fork').Process(target=forgets)
+    p.start()
+    p.join(60)
+    gone = not p.is_alive()
+    p.kill()
+    assert gone and p.exitcode == 0

@@ -7,9 +7,10 @@ __all__ = ['LoaderError', 'truths', 'Source', 'read', 'load', 'available', 'cach
            'build', 'order', 'start_worker', 'same', 'Loader', 'epoch', 'start_pool', 'close']
 
 # %% ../nbs/21_loader.ipynb #f48003a9
-import atexit, multiprocessing, os, signal, weakref
+import multiprocessing, os, signal, weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from multiprocessing.util import Finalize
 from pathlib import Path
 import cv2
 import numpy as np
@@ -230,7 +231,9 @@ def epoch(self: Loader, e: int, # from 0
     if self.workers and self.pool is None: self.pool = start_pool(self)
     try:
         for b in self.pool if self.workers else map(self.work.__getitem__, list(self.keys)):
-            if isinstance(b, Exception): raise b
+            if isinstance(b, Exception):
+                self.close()         # the traceback would keep the processes alive
+                raise b
             yield b
     except RuntimeError as e:
         if 'DataLoader worker' not in str(e): raise
@@ -243,9 +246,10 @@ Loader.epoch = epoch
 # %% ../nbs/21_loader.ipynb #00734635
 def start_pool(loader: Loader) -> DataLoader: # its processes stay from epoch to epoch
     "Worker processes; `loader.keys` tells them what to build."
-    # at exit Python waits for its children, and these ignore the SIGTERM it sends them
+    # at exit Python waits for its children, and these ignore the SIGTERM it sends them; atexit would not do:
+    # a process that multiprocessing itself has forked (nbdev_test's are) leaves without it
     alive = weakref.ref(loader)
-    atexit.register(lambda: alive() and alive().close())
+    Finalize(None, lambda: alive() and alive().close(), exitpriority=100)    # before the queues are closed, at 10
     how = 'fork' if 'fork' in multiprocessing.get_all_start_methods() else None
     return DataLoader(loader.work, batch_size=None, sampler=loader.keys, num_workers=loader.workers, collate_fn=same,
                       persistent_workers=True, worker_init_fn=start_worker, multiprocessing_context=how, pin_memory=loader.pin,
