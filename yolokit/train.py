@@ -61,9 +61,9 @@ RECIPES = {
         steps=1000, every=4.2, gains=Gains(cls=2.), augment=replace(SCRATCH, mosaic=.5, close_mosaic=3)),
     'finetune': replace(ADAMW, note='From the baseline: whole images, smaller steps.', source='tuned for this repository',
         steps=400, lr0=.0015, every=3.4, gains=Gains(cls=2.), augment=Augment(hsv_h=.01, hsv_s=.4, hsv_v=.3, translate=.05, scale=.2, fliplr=.5)),
-    'scratch': replace(ADAMW, note='From nothing, on any data: for short runs of small networks.', source='tuned on short CPU runs',
+    'scratch': replace(ADAMW, note='From nothing, on any data: for short runs of small networks.', source='the settings of the embedded set',
         epochs=100, lr0=.003, every=10, augment=replace(SCRATCH, close_mosaic=10)),
-    'transfer': replace(ADAMW, note='From weights that know something, on any data.', source='tuned on short CPU runs',
+    'transfer': replace(ADAMW, note='From weights that know something, on any data.', source='the settings of the embedded set; on parking_space see the README',
         epochs=30, lr0=.001, every=3, augment=replace(SCRATCH, scale=.3, mosaic=.5, close_mosaic=5)),
 }
 
