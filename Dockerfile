@@ -12,6 +12,8 @@ RUN apt-get update && apt-get install -y --no-install-recommends \
 
 RUN useradd --create-home yolo
 USER yolo
+# made here, not by WORKDIR, which would leave it to root
+RUN mkdir /home/yolo/yolokit
 WORKDIR /home/yolo/yolokit
 
 # What the environment depends on comes first, so that an edit of a notebook does not install torch again.
