@@ -13,7 +13,9 @@ SHORT = dict(steps=3, width=160, height=96, bs=4, workers=0, threads=1, device='
 def call(root, *output, cwd='/', **parameters):
     "Start papermill in a working directory that is not the checkout."
     p = [x for k, v in parameters.items() for x in ('-p', k, str(v))]
-    return subprocess.Popen([*PAPERMILL, *map(str, output), *p], cwd=cwd, env=environment(root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # a shell's background job ignores Ctrl-C, and so would everything started from it
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen([*PAPERMILL, *map(str, output), *p], cwd=cwd, env=environment(root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
 
 
 @pytest.fixture(scope='module')
