@@ -7,7 +7,7 @@ __all__ = ['LoaderError', 'truths', 'Source', 'read', 'load', 'available', 'cach
            'build', 'order', 'start_worker', 'same', 'Loader', 'epoch', 'start_pool', 'close']
 
 # %% ../nbs/21_loader.ipynb #f48003a9
-import multiprocessing, os, signal, weakref
+import atexit, multiprocessing, os, signal, weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing.util import Finalize
@@ -246,10 +246,13 @@ Loader.epoch = epoch
 # %% ../nbs/21_loader.ipynb #00734635
 def start_pool(loader: Loader) -> DataLoader: # its processes stay from epoch to epoch
     "Worker processes; `loader.keys` tells them what to build."
-    # at exit Python waits for its children, and these ignore the SIGTERM it sends them; atexit would not do:
-    # a process that multiprocessing itself has forked (nbdev_test's are) leaves without it
+    # At exit Python waits for its children, and these ignore the SIGTERM it sends them. atexit is for an ordinary
+    # process, where a finalizer comes after PyTorch has given up on its workers; the finalizer is for a process that
+    # multiprocessing has forked (nbdev_test's are), which leaves without atexit; 100: before the queues close, at 10.
     alive = weakref.ref(loader)
-    Finalize(None, lambda: alive() and alive().close(), exitpriority=100)    # before the queues are closed, at 10
+    end = lambda: alive() and alive().close()
+    atexit.register(end)
+    Finalize(None, end, exitpriority=100)
     how = 'fork' if 'fork' in multiprocessing.get_all_start_methods() else None
     return DataLoader(loader.work, batch_size=None, sampler=loader.keys, num_workers=loader.workers, collate_fn=same,
                       persistent_workers=True, worker_init_fn=start_worker, multiprocessing_context=how, pin_memory=loader.pin,
