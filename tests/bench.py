@@ -2,9 +2,8 @@
 
 CPU time, not wall time, and the median of several turns taken alternately: the machine may be busy, ratios hold.
 """
-import os, statistics, sys, tempfile, time
+import os, statistics, time
 from contextlib import nullcontext
-from pathlib import Path
 
 import numpy as np, torch
 

@@ -7,7 +7,7 @@
 Every row is one papermill command on a raw folder. The figure of a run is that of its last weights (the average over
 steps), not of its best: nothing is chosen by the split that judges.
 """
-import json, os, subprocess, sys
+import json, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 

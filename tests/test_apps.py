@@ -1,5 +1,5 @@
 "The train app through papermill, as a user calls it: the embedded default end to end, wrong parameters, a signal."
-import json, os, signal, subprocess, sys, time
+import json, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
 from small import checkout, environment

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from yolokit import datasets, files, images, repair
+from yolokit import datasets, images, repair
 from yolokit.datasets import SplitError, ensure, fingerprint, frame, load, prepare, split
 from yolokit.files import FormatError
-from yolokit.formats import read, write
+from yolokit.formats import read
 from yolokit.ground import shared
 from yolokit.table import Table
 
@@ -150,7 +150,7 @@ def test_same_names_in_different_folders(tmp_path):
 
 def test_two_processes_prepare_at_once(home):
     raw(home/'raw')
-    program = f'from yolokit.datasets import ensure; print(ensure("raw").info["fingerprint"])'
+    program = 'from yolokit.datasets import ensure; print(ensure("raw").info["fingerprint"])'
     env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
     jobs = [subprocess.Popen([sys.executable, '-c', program], env=env, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     out = [j.communicate(timeout=120) for j in jobs]

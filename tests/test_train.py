@@ -1,6 +1,6 @@
 "The chain of stages, stopping and resuming, starting from weights: with a tiny network on drawn squares."
 import dataclasses, json, math, subprocess, sys
-import numpy as np, pytest, torch
+import pytest
 from small import checkout, environment
 from yolokit import runs, weights
 from yolokit.cfg import Cfg

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'DTYPES', 'best', 'Candidates', 'candidates', 'per_class', 'survivors', 'Kept', 'nms', 'DetectError',
-           'sources', 'predict', 'back', 'collect', 'detect', 'picture', 'draw', 'open_weights', 'InferConfig',
+           'sources', 'predict', 'back', 'collect', 'detect', 'picture', 'draw', 'open_weights', 'Asked', 'InferConfig',
            'chosen', 'data_of', 'images_of', 'out_of']
 
 # %% ../nbs/40_detect.ipynb #6b5a2909
@@ -271,11 +271,10 @@ def open_weights(path, # .pt of ours, or .weights with its .cfg (and maybe a .na
 
 # %% ../nbs/40_detect.ipynb #09ac9ced
 @dataclass
-class InferConfig:
-    "What infer.ipynb can be asked."
+class Asked:
+    "What every app that detects can be asked."
     run: str = '' # name of a run; empty: the last finished one
     weights: str = '' # .pt or .weights instead of a run's best
-    images: str = '' # folder or image file; empty: the test split of the run's data
     data: str = '' # prepared or raw data folder; empty: the run's
     conf: float = .001 # a score must be above it
     iou: float = .6 # overlap allowed inside a class
@@ -287,10 +286,15 @@ class InferConfig:
     dtype: str = 'float32' # 'bfloat16', 'float16'
     device: str = 'auto' # 'cpu', 'cuda'
     workers: int = 2 # reading processes
+    out: str = '' # folder to write to; empty: a new one in the run's
+
+@dataclass
+class InferConfig(Asked):
+    "What infer.ipynb can be asked besides."
+    images: str = '' # folder or image file; empty: the test split of the run's data
     limit_mb: float = 20. # of the submission; MB = 10^6 bytes
     pictures: int = 20 # how many drawn images to write
     show: float = .25 # they show what scores at least this
-    out: str = '' # folder to write to; empty: a new one in the run's
 
 # %% ../nbs/40_detect.ipynb #3801a51c
 def chosen(c, # config with run, weights, device

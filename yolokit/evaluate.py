@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from .boxes import area, iou as iou_matrix, xyxy2xywh
-from .detect import chosen, collect, data_of, detect, out_of
+from .detect import Asked, chosen, collect, data_of, detect, out_of
 from .formats import detections as read_detections
 from .ground import atomic, root
 from .images import color, style
@@ -366,26 +366,12 @@ def judge(truth: Table, detections: Table,
 
 # %% ../nbs/41_evaluate.ipynb #46e66a61
 @dataclass
-class EvaluateConfig:
-    "What evaluate.ipynb can be asked."
-    run: str = '' # name of a run; empty: the last finished one
-    weights: str = '' # .pt or .weights instead of a run's best
-    data: str = '' # prepared or raw data folder; empty: the run's
+class EvaluateConfig(Asked):
+    "What evaluate.ipynb can be asked besides."
     split: str = 'val' # which part; empty: all of it
     predictions: str = '' # COCO results to judge; empty: detect first
     backend: str = 'faster-coco-eval' # or 'pycocotools'
     check: bool = True # ask the other backend too
-    conf: float = .001 # a score must be above it
-    iou: float = .6 # overlap allowed inside a class
-    max_det: int = 300 # boxes an image
-    width: int = 0 # of the network's input; 0: as its cfg says
-    height: int = 0
-    bs: int = 16 # images a batch
-    mode: str = 'letterbox' # or 'stretch'
-    dtype: str = 'float32' # 'bfloat16', 'float16'
-    device: str = 'auto' # 'cpu', 'cuda'
-    workers: int = 2 # reading processes
-    out: str = '' # folder to write to; empty: a new one in the run's
 
 # %% ../nbs/41_evaluate.ipynb #3aa47a84
 def both_sides(c: EvaluateConfig) -> tuple: # truth, detections, folder to write to

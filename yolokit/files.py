@@ -142,9 +142,9 @@ def plain(v):
     return v.item() if isinstance(v, np.generic) else v
 
 # %% ../nbs/07_files.ipynb #9611a72b
-def save_json(d, path):
+def save_json(d, path, **how): # how: of json.dumps
     "Json in UTF-8, all of it or none."
-    with atomic(path) as tmp: Path(tmp).write_text(json.dumps(d, ensure_ascii=False), encoding='utf-8')
+    with atomic(path) as tmp: Path(tmp).write_text(json.dumps(d, ensure_ascii=False, **how), encoding='utf-8')
 
 # %% ../nbs/07_files.ipynb #544276d5
 def link(source, target) -> None:

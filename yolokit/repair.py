@@ -14,8 +14,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
+from .files import save_json as to_file
 from .boxes import area, clip, iou_aligned
-from .ground import atomic, rng, sha256
+from .ground import rng, sha256
 from .images import ImageError, size
 from .table import Table
 
@@ -132,7 +133,7 @@ def save_json(path, # file
               value, # dicts, lists, numbers, arrays
              ) -> None:
     "Write strict JSON, whole or not at all."
-    with atomic(path) as part: part.write_text(json.dumps(_pack(value), ensure_ascii=False, indent=1, allow_nan=False), encoding='utf-8')
+    to_file(_pack(value), path, indent=1, allow_nan=False)
 
 # %% ../nbs/13_repair.ipynb #2500d7ad
 def sort_corners(xyxy: np.ndarray, # (N, 4) any two opposite corners

@@ -257,7 +257,7 @@ def prepared(c: Config): # -> Table, facts
 
 def leg_done(leg: Leg, t: Training, seconds: float) -> None:
     "What is known now goes into run.json."
-    m, r = runs.read_rows(leg.run.folder/'metrics.csv'), leg.recipe
+    m = runs.read_rows(leg.run.folder/'metrics.csv')
     at = np.flatnonzero(m['step'] == t.best_step)[-1]
     final = weights.load_checkpoint(leg.run.folder/'weights/best.pt')
     leg.run.update(result={k: float(v[at]) for k, v in m.items()}, steps=t.step, seconds=round(seconds, 1), weights_sha256=state_hash(final))
