@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 BOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 CHAPTERS = [p for p in BOOKS if p.stem[:2].isdigit()]
 APPS = [p for p in BOOKS if p not in CHAPTERS]
-EXTRAS = ('ipywidgets', 'jupyterlab', 'papermill', 'nbdev', 'fastcore', 'execnb', 'IPython', 'ipykernel', 'nbformat', 'nbclient', 'pytest', 'onnx')
+EXTRAS = ('ipywidgets', 'jupyterlab', 'papermill', 'nbdev', 'fastcore', 'execnb', 'IPython', 'ipykernel', 'nbformat', 'nbclient', 'pytest', 'onnx', 'onnxruntime', 'optuna', 'ultrafast_pycocotools')
 EXPECTED = '''boxes cfg layers model weights zoo ground images table formats repair viewer datasets parking
               augment loader loss optim runs train detect evaluate submit'''.split()
 
