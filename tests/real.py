@@ -45,7 +45,7 @@ def run(name, words):
     if info.exists() and json.loads(info.read_text())['state'] == 'finished': return
     print(words, flush=True)
     with open(ROOT/f'runs/{name}.out', 'w') as out:
-        code = subprocess.run([Path(sys.executable).parent/words.split()[0], *words.split()[1:], '--no-progress-bar'], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=out).returncode
+        code = subprocess.run([sys.executable, '-m', *words.split(), '--no-progress-bar'], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=out).returncode
     print(f'{name}: exit {code}', flush=True)
 
 

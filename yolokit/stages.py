@@ -26,7 +26,7 @@ from .train import RECIPES, Recipe, Training, TrainError, batch_picture, batches
 # %% ../nbs/34_stages.ipynb #2266a298
 STAGES = {'baseline': '', 'finetune': 'baseline'}  # a stage and the one it starts from
 
-# %% ../nbs/34_stages.ipynb #585ccaca
+# %% ../nbs/34_stages.ipynb #154e37bb
 @dataclass
 class Config:
     "The parameters of the train notebook."
@@ -44,6 +44,7 @@ class Config:
     height: int = 0
     bs: int = 0
     lr0: float = 0.
+    every: float = 0.               # epochs between two evaluations
     seed: int = 0
     device: str = 'auto'            # auto, cpu or cuda
     amp: str = 'auto'               # auto, off, bf16 or fp16
@@ -52,7 +53,7 @@ class Config:
     fix: bool = True                # repair the annotations
     limit_mb: float = 20.           # size of the submission, 10^6 bytes
 
-# %% ../nbs/34_stages.ipynb #fa14c4b4
+# %% ../nbs/34_stages.ipynb #6ada9174
 def where(text: str) -> Path: # a path as a user writes it
     "Relative paths count from the checkout, whatever the working folder is."
     path = Path(text).expanduser()
@@ -62,7 +63,7 @@ def check(c: Config) -> None:
     "What can be refused before anything is prepared."
     if c.stage not in STAGES: raise TrainError(f'stage {c.stage!r} does not exist: the stages are {" and ".join(STAGES)}')
     if c.recipe and c.recipe not in RECIPES: raise TrainError(f'recipe {c.recipe!r} does not exist: the recipes are {", ".join(RECIPES)}')
-    for k in ('epochs', 'steps', 'width', 'height', 'bs', 'lr0', 'seed', 'workers', 'threads'):
+    for k in ('epochs', 'steps', 'width', 'height', 'bs', 'lr0', 'every', 'seed', 'workers', 'threads'):
         if getattr(c, k) < 0: raise TrainError(f'{k}={getattr(c, k)}: it cannot be negative')
     if c.name and (runs.runs_folder()/c.name).exists() and not c.resume:
         raise RunError(f'run {c.name} exists already (runs/{c.name}): choose another name, or go on with it with resume={c.name}')
@@ -122,14 +123,15 @@ class Job:
     legs: list = field(default_factory=list)
     notes: list = field(default_factory=list)
 
-# %% ../nbs/34_stages.ipynb #bbcd4132
+# %% ../nbs/34_stages.ipynb #ace1e908
 def recipe_of(stage: str, c: Config, # target: is this the stage that was asked for?
               target: bool = True) -> Recipe:
-    "A stage's recipe with what the caller sets. Length and batch hold for every stage that is run, recipe and lr0 for the one asked for."
+    "A stage's recipe with what the caller sets. Length, batch and `every` hold for every stage that is run, recipe and lr0 for the one asked for."
     own = stage if not c.data else {'baseline': 'scratch', 'finetune': 'transfer'}[stage]
     r = RECIPES[c.recipe if target and c.recipe else own]
     if c.epochs or c.steps: r = replace(r, epochs=float(c.epochs), steps=c.steps)
     if c.bs: r = replace(r, bs=c.bs, nominal=r.nominal if r.nominal > c.bs else 0)
+    if c.every: r = replace(r, every=c.every)
     return replace(r, lr0=c.lr0) if c.lr0 and target else r
 
 # %% ../nbs/34_stages.ipynb #22e50a8c
