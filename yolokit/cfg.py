@@ -78,7 +78,7 @@ def numbers(s: Section, # where to look
     found = [kind(m[0]) for m in found]
     return found[0] if one else found
 
-# %% ../nbs/01_cfg.ipynb #1fcbe07f
+# %% ../nbs/01_cfg.ipynb #f24e250f
 KNOWN = """*: clip onlyforward dont_update burnin_update stopbackward train_only_bn dontload dontloadscales learning_rate
 net: batch subdivisions width height channels inputs momentum decay learning_rate learning_rate_min max_batches max_epochs policy steps scales seq_scales step scale gamma power burn_in sgdr_cycle sgdr_mult adam B1 B2 eps angle saturation exposure hue aspect flip blur gaussian_noise mixup cutmix mosaic mosaic_bound letter_box resize_step max_crop min_crop time_steps track augment_speed sequential_subdivisions ema_alpha label_smooth_eps contrastive contrastive_jit_flip contrastive_color unsupervised try_fix_nan seen weights_reject_freq equidistant_point badlabels_rejection_percentage num_sigmas_reject_badlabels use_cuda_graph loss_scale dynamic_minibatch optimized_memory workspace_size_limit_MB attention adversarial_lr max_chart_loss show_receptive_field
 convolutional: filters size stride stride_x stride_y pad padding dilation groups activation batch_normalize cbn share_index antialiasing assisted_excitation binary xnor bin_output sway rotate stretch stretch_sway flipped dot angle grad_centr reverse coordconv stream wait_stream eps
@@ -87,9 +87,9 @@ region: anchors bias_match classes coords num max log sqrt softmax jitter resize
 detection: classes coords rescore side num max softmax sqrt jitter resize object_scale noobject_scale class_scale coord_scale forced random reorg
 shortcut: from activation weights_type weights_normalization | route: layers groups group_id stream wait_stream | route_lhalf: layers
 maxpool: size stride stride_x stride_y padding maxpool_depth out_channels antialiasing maxpool_zero_nonmax | local_avgpool: size stride stride_x stride_y padding
-upsample: stride scale | dropout: probability dropblock dropblock_size_rel dropblock_size_abs | avgpool: | batchnorm: | silence: | cost: type scale ratio
+upsample: stride scale | dropout: probability dropblock dropblock_size_rel dropblock_size_abs | avgpool: | batchnorm: eps | silence: | cost: type scale ratio
 depthwise: batch_normalize filters size stride pad activation | se: filters reduction | activation: activation | normalization: alpha beta kappa size
-scale_channels: from scale_wh activation | sam: from activation | softmax: groups temperature tree spatial noloss | connected: output activation batch_normalize
+scale_channels: from scale_wh activation | sam: from activation | softmax: groups temperature tree spatial noloss | connected: output activation batch_normalize eps
 implicit: filters atoms mean std | implicit_add: filters | implicit_mul: filters | implicit_cat: filters
 shift_channels: from | control_channels: from | alternate_channels: from | select_channels: from | reorg: stride reverse | reorg3d: stride reverse
 rnn: batch_normalize output hidden activation logistic shortcut | gru: batch_normalize output | lstm: batch_normalize output | history: history_size
@@ -196,11 +196,11 @@ def inputs(s: Section) -> list: # layer numbers; -1 = the network's input
         if not 0 <= j < i: raise s.error(f'a layer above layer {i}', f'{raw}, which is layer {j}', key)
     return named if key == 'layers' else [i - 1] + named
 
-# %% ../nbs/01_cfg.ipynb #96881904
+# %% ../nbs/01_cfg.ipynb #f7457321
 @dataclass(frozen=True)
 class Conv:
     "Numbers of a convolution as Darknet reads them."
-    filters: int; size: int; stride: tuple; pad: int; dilation: int; groups: int; bn: bool; activation: str
+    filters: int; size: int; stride: tuple; pad: int; dilation: int; groups: int; bn: bool; activation: str; eps: float = 1e-5
 
 def conv(s: Section) -> Conv: # stride is (y, x); pad in pixels a side, before dilation
     "Defaults and precedence of AlexeyAB's `parse_convolutional`."
@@ -211,7 +211,7 @@ def conv(s: Section) -> Conv: # stride is (y, x); pad in pixels a side, before d
         if n < 1: raise s.error(f'`{k}` of at least 1', n, k)
     return Conv(s.int('filters', 1), size, stride, size // 2 if s.int('pad', 0) else s.int('padding', 0),
                 s.int('dilation', 1) if size > 1 else 1, s.int('groups', 1), bool(s.int('batch_normalize', 0) or s.int('cbn', 0)),
-                s.get('activation', 'logistic'))
+                s.get('activation', 'logistic'), s.float('eps', 1e-5))
 
 # %% ../nbs/01_cfg.ipynb #c51f6b7b
 def out_size(s: Section, n: int, # pixels along one axis
