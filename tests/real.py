@@ -21,7 +21,7 @@ BATCH, EVERY = 32, 150                              # images a step; steps betwe
 NET = f'-p network {DATA}/yolo_fastest/yolo-fastest-1.1.cfg'
 WEIGHTS = {'COCO weights': f'{DATA}/yolo_fastest/yolo-fastest-1.1.weights', 'scratch': 'none'}
 # one thread a run: on two cores two runs side by side are faster than one on both, on a GPU thirteen share it well
-COMMON = f'-p stage finetune -p recipe transfer -p lr0 0.006 -p bs {BATCH} -p threads 1 -p workers 1'
+COMMON = '-p stage finetune -p recipe transfer -p threads 1 -p workers 2'
 
 
 def commands():
@@ -32,11 +32,11 @@ def commands():
             for arm, weights in WEIGHTS.items():
                 name = f'parking-space-{arm.split()[0].lower()}-{steps}-{seed}'
                 out[name] = (f'papermill nbs/train.ipynb -p data {DATA}/parking_space -p split time {NET} -p weights {weights} '
-                             f'-p width 416 -p height 224 -p every {EVERY/(187//BATCH):g} {COMMON} -p steps {steps} -p seed {seed} -p name {name}')
+                             f'-p width 416 -p height 224 -p every {EVERY/(187//BATCH):g} {COMMON} -p lr0 0.006 -p bs {BATCH} -p steps {steps} -p seed {seed} -p name {name}')
     name = f'parking-space-scratch-{LONG}-0'
     out[name] = out[f'parking-space-scratch-{STEPS}-0'].replace(f'-p steps {STEPS}', f'-p steps {LONG}').replace(f'scratch-{STEPS}-0', f'scratch-{LONG}-0')
     out['bccd-0'] = (f'papermill nbs/train.ipynb -p data {DATA}/bccd {NET} -p weights {WEIGHTS["COCO weights"]} '
-                     f'-p width 320 -p height 256 {COMMON} -p bs 8 -p lr0 0.004 -p steps 1000 -p seed 0 -p name bccd-0')
+                     f'-p width 320 -p height 256 {COMMON} -p lr0 0.004 -p bs 8 -p steps 1000 -p seed 0 -p name bccd-0')
     return out
 
 
