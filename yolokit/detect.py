@@ -194,7 +194,7 @@ def collect(detector: Detector,
     ids = table.category_ids if table.names == names else list(range(1, len(names) + 1))  # COCO counts from 1
     return Table.make(table.images, boxes, names, ids, left)
 
-# %% ../nbs/40_detect.ipynb #304ee6ac
+# %% ../nbs/40_detect.ipynb #7f70d5e0
 def detect(detector: Detector,
            images, # Table | folder | image file | list of image files
            size: tuple | None = None, # (w, h) of the network's input; None or 0: as its cfg says
@@ -203,7 +203,7 @@ def detect(detector: Detector,
            max_det: int = 300, # boxes an image
            bs: int = 16, # images a batch
            device=None, # where to run; None: where the detector is
-           mode: str = 'letterbox', # 'letterbox' | 'stretch'
+           mode: str = 'letterbox', # 'letterbox' | 'stretch' | 'deepstream'
            dtype: str = 'float32', # 'float32' | 'bfloat16' | 'float16'
            workers: int = 2, # reading processes; 0: none
            log=None, # file that gets the progress too
@@ -269,7 +269,7 @@ def open_weights(path, # .pt of ours, or .weights with its .cfg (and maybe a .na
     say(str(read_weights(d, path)).splitlines()[-1])
     return d
 
-# %% ../nbs/40_detect.ipynb #09ac9ced
+# %% ../nbs/40_detect.ipynb #cba19bb3
 @dataclass
 class Asked:
     "What every app that detects can be asked."
@@ -282,7 +282,7 @@ class Asked:
     width: int = 0 # of the network's input; 0: as its cfg says
     height: int = 0
     bs: int = 16 # images a batch
-    mode: str = 'letterbox' # or 'stretch'
+    mode: str = 'letterbox' # or 'stretch', 'deepstream'
     dtype: str = 'float32' # 'bfloat16', 'float16'
     device: str = 'auto' # 'cpu', 'cuda'
     workers: int = 2 # reading processes

@@ -37,7 +37,7 @@ def truths(table: Table) -> tuple: # per image (N, 5) float64 class x0 y0 x1 y1 
     at = np.argsort(image, kind='stable')
     return np.split(rows[ok][at], np.searchsorted(image[at], np.arange(1, table.n_images))), int((~ok).sum())
 
-# %% ../nbs/21_loader.ipynb #2917c7ff
+# %% ../nbs/21_loader.ipynb #f4515800
 @dataclass
 class Source:
     "Where images and boxes come from."
@@ -45,7 +45,7 @@ class Source:
     paths: list
     truth: list  # per image (N, 5) class x0 y0 x1 y1, image px
     size: tuple  # (w, h) of the network input
-    mode: str = 'letterbox'  # or 'stretch'
+    mode: str = 'letterbox'  # or 'stretch', 'deepstream'
     pixels: np.ndarray | None = None  # (n, h, w, 3) uint8 once cached
     sizes: np.ndarray | None = None  # (n, 2) w, h of the images once cached
     bad: dict = field(default_factory=dict)  # image → why it cannot be read, once cached
@@ -194,7 +194,7 @@ def start_worker(worker: int) -> None:
 
 def same(batch): return batch                          # collated already; a lambda could not be sent to a spawned worker
 
-# %% ../nbs/21_loader.ipynb #3aa79d6a
+# %% ../nbs/21_loader.ipynb #17bbe436
 class Loader:
     "Batches of a table; see `epoch`."
     def __init__(self, table: Table,
@@ -205,7 +205,7 @@ class Loader:
                  workers: int = 2, # processes; 0: in this one
                  shuffle: bool = True, # training: shuffled, whole batches only, boxes required
                  cache: str = 'ram', # or '': read again each time
-                 mode: str = 'letterbox', # or 'stretch'
+                 mode: str = 'letterbox', # or 'stretch', 'deepstream'
                  epochs: int = 0, # of the whole training, for close_mosaic
                  unreadable: str = 'raise', # or 'skip': report in the batch and go on
                  pin: bool = False, # page-locked memory, for a GPU
