@@ -135,7 +135,8 @@ def test_zoo_writes_what_it_means(name, classes):
         assert Cfg.parse(str(c), c.file) == c
     assert c == zoo.build(name, 80).with_classes(classes) and c.plan()[-1].section.int('classes') == classes
     stride = max(c.net.int('width') // l.shape[2] for l in c.plan())
-    assert c.with_size(stride * 3, stride * 2).plan()[-1].shape[0] == 3 * (5 + classes)
+    last = c.with_size(stride * 3, stride * 2).plan()[-1]
+    assert last.shape[0] == len(last.section.ints('mask')) * (5 + classes)
 
 
 def test_nano_takes_anchors_and_stays_small():
