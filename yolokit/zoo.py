@@ -215,7 +215,7 @@ def yolov3_tiny(classes=80, anchors=TINY, w=416, h=416) -> Net:
     head(n, [0, 1, 2], anchors, classes, random=1)
     return n
 
-# %% ../nbs/04_zoo.ipynb #c8dfb788
+# %% ../nbs/04_zoo.ipynb #88867f3c
 def yolov3(classes=80, anchors=V3, w=416, h=416, pyramid=False) -> Net:
     "Darknet-53, heads at strides 32, 16, 8 on the way up; with a pyramid: YOLOv3-SPP."
     n, taps = Net(width=w, height=h, **TRAIN), []
@@ -223,10 +223,11 @@ def yolov3(classes=80, anchors=V3, w=416, h=416, pyramid=False) -> Net:
     for filters, repeat in ((64, 1), (128, 2), (256, 8), (512, 8), (1024, 4)):
         conv(n, filters, 3, 2)
         taps.append([residual(n, filters, filters // 2) for _ in range(repeat)][-1])
+    out = n.last
     for k, filters in enumerate((512, 256, 128)):
-        if k: route(n, low); conv(n, filters); route(n, n.add('upsample', stride=2), taps[4 - k])
-        if pyramid and not k: alternate(n, filters, 3); spp(n); low = alternate(n, filters, 3)
-        else: low = alternate(n, filters, 5)
+        if k: route(n, out); conv(n, filters); route(n, n.add('upsample', stride=2), taps[4 - k])
+        if pyramid and not k: alternate(n, filters, 3); spp(n)
+        out = alternate(n, filters, 3 if pyramid and not k else 5)
         conv(n, 2 * filters, 3)
         head(n, [6 - 3*k, 7 - 3*k, 8 - 3*k], anchors, classes, random=1)
     return n
