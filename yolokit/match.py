@@ -157,13 +157,14 @@ def rounds(i, j, v, rank, # (P,) pairs and their IoU; (n,) rank of an answer in 
             free[t, gj[k]] = False
     return found
 
-# %% ../nbs/37_match.ipynb #6db1a783
+# %% ../nbs/37_match.ipynb #a3a217d0
 def areas(truth: Table) -> np.ndarray: # (M,) pixels²
     "The areas that decide small, medium, large: as annotated (of a mask, mostly), else width × height."
     xywh = xyxy2xywh(truth.xyxy)
     given = np.asarray(truth.boxes.get('area', np.full(len(truth), np.nan)), float)
     return np.where(np.isnan(given), xywh[:, 2]*xywh[:, 3], given)
 
+# %% ../nbs/37_match.ipynb #d221ac27
 def match(truth: Table,
           detections: Table, # over the same images and classes, see align
           ious=IOUS, # thresholds
