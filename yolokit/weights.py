@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['norm', 'module_tensors', 'layout', 'Row', 'Report', 'WeightsError', 'read_header', 'write_header', 'what_is',
            'class_hint', 'account', 'take', 'read_weights', 'write_bytes', 'write_weights', 'checkpoint',
-           'from_checkpoint', 'asks_for', 'foreign', 'load_checkpoint', 'class_rows', 'surgery', 'transfer']
+           'from_checkpoint', 'Unit', 'units', 'wanted', 'settle', 'plain_batchnorm', 'short', 'children', 'below',
+           'v5_oddity', 'from_yolov5', 'check', 'as_pytorch', 'fits', 'recognised', 'from_state', 'inside',
+           'load_checkpoint', 'class_rows', 'class_layers', 'surgery', 'transfer']
 
-# %% ../nbs/05_weights.ipynb #f6ea8453
+# %% ../nbs/05_weights.ipynb #a3eadcf7
 import os
 import struct
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,12 +19,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from .cfg import Cfg
+from . import pickles, zoo
+from .cfg import Cfg, conv, head_sections
 from .layers import Connected, Conv, Implicit, Local, Shortcut
-from .model import Detector
+from .model import Detector, without_batchnorm
+from .pickles import Array, Record, Refused
 
-# %% ../nbs/05_weights.ipynb #8b4f0e45
-def norm(bn): return [('bias', bn.bias), ('scale', bn.weight), ('mean', bn.running_mean), ('variance', bn.running_var)]
+# %% ../nbs/05_weights.ipynb #51584bd4
+def norm(bn, s=None): # s: the section; dontloadscales leaves only the bias
+    rows = [('bias', bn.bias), ('scale', bn.weight), ('mean', bn.running_mean), ('variance', bn.running_var)]
+    return rows[:1] if s is not None and s.int('dontloadscales', 0) else rows
 
 def module_tensors(m, s, # a module and its cfg section
                    transposed=False, # header versions above 1000 store connected layers the other way round
@@ -31,10 +36,10 @@ def module_tensors(m, s, # a module and its cfg section
     "What one layer stores, in Darknet's order."
     if isinstance(m, Conv):
         w = m.conv.weight.flatten(1).t() if s.int('flipped', 0) else m.conv.weight
-        return (norm(m.bn) if m.bn else [('bias', m.conv.bias)]) + [('weights', w)]
+        return (norm(m.bn, s) if m.bn else [('bias', m.conv.bias)]) + [('weights', w)]
     if isinstance(m, Connected):
         w = m.linear.weight.t() if transposed else m.linear.weight
-        return [norm(m.bn)[0], ('weights', w)] + norm(m.bn)[1:] if m.bn else [('bias', m.linear.bias), ('weights', w)]
+        return [norm(m.bn)[0], ('weights', w)] + norm(m.bn, s)[1:] if m.bn else [('bias', m.linear.bias), ('weights', w)]
     if isinstance(m, nn.BatchNorm2d): return norm(m)
     if isinstance(m, Local): return [('bias', m.bias), ('weights', m.weight)]
     if isinstance(m, Shortcut) and m.weight is not None or isinstance(m, Implicit): return [('weights', m.weight)]
@@ -61,7 +66,7 @@ class Row:
     how: str     # read, written, missing, transferred, sliced, new
     note: str = ''
 
-# %% ../nbs/05_weights.ipynb #9f544793
+# %% ../nbs/05_weights.ipynb #85eddb3c
 @dataclass
 class Report:
     "An account of tensors and bytes; printing it shows all of them."
@@ -69,6 +74,7 @@ class Report:
     rows: list = field(default_factory=list)
     version: tuple = (0, 2, 5)
     seen: int = 0     # images the network has been trained on
+    implicit: bool = True # whether YOLOR's parameters are in the file
     left: int = 0     # bytes of the file behind the last tensor taken
     def count(self, how): return sum(r.how == how for r in self.rows)
     def summary(self):
@@ -109,18 +115,19 @@ def what_is(path) -> str:
     if len(b) >= 16 and max(struct.unpack('<3i', b[:12])) < 100 and min(struct.unpack('<3i', b[:12])) >= 0: return 'Darknet weights'
     return f'something unknown (it begins with {b[:8]!r})'
 
-# %% ../nbs/05_weights.ipynb #d22ebc98
+# %% ../nbs/05_weights.ipynb #0c3610aa
 def class_hint(detector, floats: int) -> str: # floats the file has; '' or a sentence
     "Would another number of classes explain the size of the file?"
-    each = 0                                            # floats that one more class adds
-    for h in detector.heads:
-        w = detector.layers[h.conv].conv.weight
-        each += len(h.anchors)*(w[0].numel() + 1)
-    more, rest = divmod(floats - sum(t.numel() for *_, t in layout(detector)), each)
-    n = detector.nc + more
-    if rest or n < 1: return ''
-    return (f' The size is that of the same network with {n} classes: read it into Detector(cfg.with_classes({n})), '
-            f'then transfer() it to {detector.nc}.')
+    for implicit in (True, False):
+        each = 0                                        # floats that one more class adds
+        for h in detector.heads:
+            w, behind = detector.layers[h.conv].conv.weight, head_sections(detector.cfg, detector.cfg.sections[h.index + 1])[1:]
+            each += len(h.anchors)*(w[0].numel() + 1 + implicit*len(behind))
+        more, rest = divmod(floats - sum(t.numel() for *_, t in layout(detector, implicit=implicit)), each)
+        if not rest and (n := detector.nc + more) > 0:
+            return (f' The size is that of the same network with {n} classes: read it into Detector(cfg.with_classes({n})), '
+                    f'then transfer() it to {detector.nc}.')
+    return ''
 
 # %% ../nbs/05_weights.ipynb #d3c2d3f1
 def account(detector, path, size, start, partial, rows): # -> (rows that are there, the Report's rows, bytes left)
@@ -141,7 +148,7 @@ def account(detector, path, size, start, partial, rows): # -> (rows that are the
                            f'ends at byte {at:,}, the file at {size:,}: {size - at:,} bytes are left.{class_hint(detector, (size - start)//4)}')
     return taken, out, size - at
 
-# %% ../nbs/05_weights.ipynb #9aca292b
+# %% ../nbs/05_weights.ipynb #9fe31888
 def take(f, t, at): # an open file, a tensor or view, its first byte in the file
     "Numbers of a file into a tensor, without a copy between where that is possible."
     f.seek(at)
@@ -157,14 +164,14 @@ def read_weights(detector, path,
     version, seen, start = read_header(path)
     size = os.path.getsize(path)
     tables = [layout(detector, max(version[:2]) > 1000, implicit) for implicit in (False, True)]
-    bare = start + 4*sum(t.numel() for *_, t in tables[0]) == size         # YOLOR's own files leave implicit layers out
+    bare = start + 4*sum(t.numel() for *_, t in tables[0]) == size != start + 4*sum(t.numel() for *_, t in tables[1]) # YOLOR's own files leave implicit layers out
     taken, rows, left = account(detector, path, size, start, partial, tables[not bare])
     with open(path, 'rb') as f:
         for i, s, name, t, at in taken:
             if name == 'variance' and not (f.seek(at), np.fromfile(f, '<f4', t.numel()) >= 0)[1].all():
-                raise WeightsError(f'{path}: layer {i} [{s.type}] (line {s.line} of {detector.cfg.file}) would get a negative variance from byte {at:,}: the file belongs to another cfg')
+                raise WeightsError(f'{path}: layer {i} [{s.type}] (line {s.line} of {detector.cfg.file}) would get a variance below zero, or none at all, from byte {at:,}: the file belongs to another cfg')
         for *_, t, at in taken: take(f, t, at)
-    return Report(f'{Path(path).name} → {detector.cfg.name}', rows, version, seen, left)
+    return Report(f'{Path(path).name} → {detector.cfg.name}', rows, version, seen, not bare, left)
 
 # %% ../nbs/05_weights.ipynb #16121831
 def write_bytes(path, parts): # an iterable of bytes-like things
@@ -178,7 +185,7 @@ def write_bytes(path, parts): # an iterable of bytes-like things
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/05_weights.ipynb #5c5e9b44
+# %% ../nbs/05_weights.ipynb #b48ce987
 def write_weights(detector, path,
                   seen=0,            # images trained on; Darknet's learning rate schedule starts there
                   version=(0, 2, 5),
@@ -193,9 +200,9 @@ def write_weights(detector, path,
         rows.append(Row(i, s.type, name, tuple(t.shape), at, a.nbytes, 'written'))
         at += a.nbytes
     write_bytes(path, [head, *parts])
-    return Report(f'{detector.cfg.name} → {Path(path).name}', rows, tuple(version), seen)
+    return Report(f'{detector.cfg.name} → {Path(path).name}', rows, tuple(version), seen, implicit)
 
-# %% ../nbs/05_weights.ipynb #e5754d83
+# %% ../nbs/05_weights.ipynb #1ac0be54
 def checkpoint(detector, **extra) -> dict: # extra: plain numbers, text, lists, tensors
     "A detector as a dictionary for `torch.save`."
     tensors = {k: t.detach().to('cpu', copy=True).contiguous() for k, t in detector.state_dict().items()}
@@ -204,45 +211,200 @@ def checkpoint(detector, **extra) -> dict: # extra: plain numbers, text, lists, 
 def from_checkpoint(saved: dict) -> Detector:
     "The detector of such a dictionary."
     d = Detector(Cfg.parse(saved['cfg'], saved['cfg_name'] + '.cfg'), saved['names'])
-    d.load_state_dict(saved['tensors'])
+    d.load_state_dict({k: t.tensor() if isinstance(t, Array) else t for k, t in saved['tensors'].items()})
     return d
 
-# %% ../nbs/05_weights.ipynb #72f99655
-def asks_for(path) -> list: # of 'module.Class'
-    "Classes that a checkpoint would import; read, not run."
-    if not zipfile.is_zipfile(path): return []
-    try: return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception: return []                          # a zip that is no checkpoint
+# %% ../nbs/05_weights.ipynb #a8ce4998
+@dataclass
+class Unit:
+    "A convolution or an implicit vector of a foreign checkpoint."
+    name: str
+    weight: Array
+    bias: Array = None
+    bn: dict = None # weight, bias, running_mean, running_var
 
-def foreign(path) -> str:
-    "What kind of checkpoint this is, and what to do with it."
-    names = asks_for(path)
-    if any(n.startswith('models.yolo') for n in names): return f'a YOLOv5 checkpoint (it pickles {", ".join(names[:3])}, …)'
-    if any(n.startswith(('models.', 'ultralytics.')) for n in names): return f'a checkpoint of pickled model classes ({", ".join(names[:3])})'
-    if names: return f'a pickle that would import {", ".join(names[:5])}'
-    what = what_is(path)
-    return what + (': use read_weights(Detector(Cfg.read(…)), path) with its cfg' if what == 'Darknet weights' else '')
+def units(arrays: dict) -> list: # of Unit; arrays: name → Array, in the order of the file
+    "What a state dict consists of, in its order."
+    groups, out, skipped = {}, [], {'anchors', 'anchor_grid', 'anchor_vec', 'anchor_wh', 'grid', 'stride', 'num_batches_tracked'}
+    for k, a in arrays.items(): groups.setdefault(k.rpartition('.')[0], {})[k.rpartition('.')[2]] = a
+    for name, g in groups.items():
+        g = {k: a for k, a in g.items() if k not in skipped}
+        if set(g) == {'implicit'}: out.append(Unit(name, g['implicit']))
+        elif set(g) == {'weight', 'bias', 'running_mean', 'running_var'} and out and not out[-1].bn and out[-1].weight.shape[:1] == g['weight'].shape: out[-1].bn = g
+        elif {'weight'} <= set(g) <= {'weight', 'bias'} and len(g['weight'].shape) == 4: out.append(Unit(name, **g))
+        elif g: raise Refused(f'{name} holds {", ".join(f"{k} {a.shape}" for k, a in g.items())}, which is no part of a network that can be built')
+    return out
 
-# %% ../nbs/05_weights.ipynb #c432be96
-def load_checkpoint(path) -> Detector:
-    "The detector in one of our checkpoints; no code in the file is run, and anything else is refused by name."
-    path = Path(path)
-    try: saved = torch.load(path, map_location='cpu', weights_only=True)
-    except FileNotFoundError: raise
-    except Exception as e: raise WeightsError(f'{path}: cannot be read as a yolokit checkpoint; it is {foreign(path)}') from e
-    if not isinstance(saved, dict) or not {'yolokit', 'cfg', 'names', 'tensors'} <= saved.keys():
-        keys = ', '.join(map(str, list(saved)[:4])) if isinstance(saved, dict) else type(saved).__name__
-        raise WeightsError(f'{path}: a checkpoint without cfg, names and tensors (it holds {keys}); it is not one of ours')
-    return from_checkpoint(saved)
+# %% ../nbs/05_weights.ipynb #852d18c4
+def wanted(cfg: Cfg) -> list: # of (layer, shape of the weights, has a BatchNorm, authors' name or '')
+    "The convolutions and implicit vectors of a cfg."
+    out, lines = [], cfg.text.split('\n')
+    for l in cfg.plan():
+        s, above = l.section, lines[l.section.line - 2].strip() if l.section.line > 1 else ''
+        if l.type == 'convolutional' and 'share_index' not in s:
+            k = conv(s)
+            out.append((l.index, (k.filters, l.in_shapes[0][0]//k.groups, k.size, k.size), k.bn, above[2:] if above.startswith('# model.') else ''))
+        elif l.type.startswith('implicit'): out.append((l.index, (1, *l.shape), False, ''))
+    return out
 
-# %% ../nbs/05_weights.ipynb #74de0083
-def class_rows(dst, src) -> list: # of (class in dst, class in src)
+# %% ../nbs/05_weights.ipynb #007bcc15
+@torch.no_grad()
+def settle(detector, found: dict) -> Detector: # layer → Unit
+    "Foreign tensors into a detector, which is returned."
+    for i, u in found.items():
+        m = detector.layers[i]
+        pairs = [(m.weight, u.weight)] if isinstance(m, Implicit) else [(m.conv.weight, u.weight)] + ([(m.conv.bias, u.bias)] if m.bn is None else [(getattr(m.bn, k), a) for k, a in u.bn.items()])
+        for t, a in pairs:
+            if a is None or tuple(t.shape) != a.shape: raise Refused(f'{u.name}: {a}, where layer {i} needs {tuple(t.shape)}')
+            t.copy_(a.tensor())
+    return detector
+
+def plain_batchnorm(cfg: Cfg, found: list) -> Cfg: # found: of Unit
+    "The cfg, without BatchNorms if the checkpoint is folded."
+    return cfg if any(u.bn for u in found) else without_batchnorm(cfg)
+
+# %% ../nbs/05_weights.ipynb #fec72650
+def short(r): return r.kind.rpartition('.')[2] if isinstance(r, Record) else type(r).__name__
+def children(r): return list(((r.get('_modules') if isinstance(r, Record) else None) or {}).values())
+
+def below(r: Record, # a pickled network, known to be a tree
+         ) -> list:  # of Record
+    "A module and all that it holds."
+    out = [r]
+    for x in out: out += [c for c in children(x) if isinstance(c, Record)]
+    return out
+
+def v5_oddity(layers: list, heads: int) -> str: # '' where it is YOLOv5 v6
+    "The first module that is not as in YOLOv5 v6.0, 6.1, 6.2 or 7.0."
+    kinds = ('Conv' + ' Conv C3'*(heads + 1) + ' SPPF' + ' Conv Upsample Concat C3'*(heads - 1) + ' Conv Concat C3'*(heads - 1) + ' Detect').split()
+    joins = {3: [6, 4, 14, 10, [17, 20, 23]], 4: [8, 6, 4, 20, 16, 12, [23, 26, 29, 32]]}[heads]
+    inputs = [-1 if k not in ('Concat', 'Detect') else [-1, joins.pop(0)] if k == 'Concat' else joins[0] for k in kinds]
+    for i, (l, kind, f) in enumerate(zip(layers, kinds, inputs)):
+        if (short(l), l.get('f', -1)) != (kind, f): return f'model.{i} is {short(l)} of {l.get("f", -1)}, not {kind} of {f}'
+        sums = {x.get('add') for x in below(l) if short(x) == 'Bottleneck'}
+        if sums - {i < 2*heads + 3}: return f'model.{i} has bottlenecks {"with" if True in sums else "without"} a sum'
+        act = {short(x.get('_modules', {}).get('act')) for x in below(l) if short(x) == 'Conv'} - {'SiLU'}
+        eps = {x.get('eps') for x in below(l) if short(x) == 'BatchNorm2d'} - {.001}
+        if act or eps: return f'model.{i} has {act and f"the activation {act.pop()}" or f"BatchNorms with ε {eps.pop()}"}'
+    return '' if len(layers) == len(kinds) else f'{len(layers)} modules instead of {len(kinds)}'
+
+# %% ../nbs/05_weights.ipynb #7a61501d
+def from_yolov5(model: Record, name: str) -> Detector: # name: of the file, for the cfg
+    "The detector of a pickled YOLOv5 network."
+    layers = children((model.get('_modules') or {}).get('model'))
+    head, yaml = layers[-1] if layers else None, model.get('yaml')
+    heads = len(children((head.get('_modules') or {}).get('m'))) if isinstance(head, Record) else 0
+    if short(head) != 'Detect' or heads not in (3, 4) or not isinstance(yaml, dict): raise Refused(f'{len(layers)} modules, the last a {short(head)}: not the tree of YOLOv5')
+    arrays = pickles.module_arrays(model)                   # refuses what is no tree
+    if odd := v5_oddity(layers, heads): raise Refused(f'{odd}: it was built from an edited yaml')
+    depth, width, anchors, stride = yaml.get('depth_multiple'), yaml.get('width_multiple'), head.get('_buffers', {}).get('anchors'), model.get('stride')
+    if not all(isinstance(x, int | float) and 0 < x <= 4 for x in (depth, width)) or not isinstance(anchors, Array) or not isinstance(stride, Array): raise Refused('its yaml, anchors or stride are missing')
+    anchors = (anchors.tensor().double()*stride.tensor().double().view(-1, 1, 1)).reshape(-1, 2).tolist()
+    nc = head.get('nc')
+    names = model.get('names') or [str(i) for i in range(nc)]
+    size = next((f'{k}{6 if heads == 4 else ""}' for k, v in zoo.V5.items() if v == (depth, width)), f'-{depth}-{width}')
+    cfg = zoo.yolov5(nc, anchors, depth=depth, width=width, p6=heads == 4).cfg(f'yolov5{size}')
+    found = units(arrays)
+    at, cfg = {u.name.removesuffix('.conv'): u for u in found}, plain_batchnorm(cfg, found)
+    want = wanted(cfg)
+    check([(i, shape, bn, at.get(author)) for i, shape, bn, author in want], len(found))
+    return settle(Detector(cfg, [str(n) for n in (names.values() if isinstance(names, dict) else names)]), {i: at[author] for i, _, _, author in want})
+
+# %% ../nbs/05_weights.ipynb #d297543e
+def check(pairs: list, # of (layer, shape, has a BatchNorm, Unit or None)
+          have: int) -> None: # units in the file
+    "Every layer has its tensors, every tensor its layer."
+    for i, shape, bn, u in pairs:
+        if u is None: raise Refused(f'nothing in it belongs to layer {i}')
+        if u.weight.shape != shape or bool(u.bn) != bn: raise Refused(f'{u.name} is {u.weight.shape} {"with" if u.bn else "without"} BatchNorm, layer {i} {shape} {"with" if bn else "without"}')
+    if len(pairs) != have: raise Refused(f'it has {have} convolutions and implicit vectors, the cfg {len(pairs)}')
+
+# %% ../nbs/05_weights.ipynb #1902a1ca
+def as_pytorch(cfg: Cfg) -> Cfg:
+    "A Darknet cfg, made to say what YOLOR's and PyTorch_YOLOv4's code does with it."
+    out = cfg
+    for s in reversed(cfg.sections[1:]):
+        if s.type == 'convolutional' and s.int('batch_normalize', 0) and 'eps' not in s: out = out.with_value(s.index, 'eps', .0001)
+        if s.type == 'yolo' and 'new_coords' not in s and 'yolov3' not in cfg.name: out = out.with_value(s.index, 'new_coords', 1).with_value(s.index, 'scale_x_y', 2.0)
+    return out
+
+def fits(cfg: Cfg, found: list) -> Cfg | None: # found: of Unit
+    "The cfg, with as many classes as the checkpoint has, if its shapes are the checkpoint's."
+    want = wanted(cfg)
+    if len(want) != len(found): return None
+    head = next(s for s in cfg.sections[1:] if s.type in ('yolo', 'region'))
+    last, anchors = head_sections(cfg, head)[0].index - 1, len(head.ints('mask', [0]))
+    n = next(u.weight.shape[0] for (i, *_), u in zip(want, found) if i == last)
+    if n % anchors or n//anchors < 6: return None
+    cfg = cfg.with_classes(n//anchors - 5)
+    return cfg if all(shape == u.weight.shape for (_, shape, *_), u in zip(wanted(cfg), found)) else None
+
+# %% ../nbs/05_weights.ipynb #835f4461
+def recognised(found: list) -> Cfg: # found: of Unit
+    "The network of the zoo that has these shapes."
+    cfgs = [c for c in (fits(zoo.build(n), found) for n in zoo.names()) if c]
+    if len(cfgs) == 1: return cfgs[0]
+    if cfgs: raise Refused(f'its shapes are those of {" and of ".join(c.name for c in cfgs)}: say which with cfg=')
+    raise Refused(f'{len(found)} convolutions and implicit vectors, the first {found[0].name} {found[0].weight.shape}: no network of the zoo. Give its cfg with cfg=')
+
+def from_state(arrays: dict, cfg) -> Detector: # cfg: a Cfg, a path, a name of the zoo, or None
+    "The detector of a state dict."
+    while arrays and all(k.startswith('module.') for k in arrays): arrays = {k[7:]: a for k, a in arrays.items()}   # DataParallel
+    found = units(arrays)
+    if not found: raise Refused('no convolutions are in it')
+    cfg = recognised(found) if cfg is None else cfg if isinstance(cfg, Cfg) else zoo.get(str(cfg))
+    if (fit := fits(cfg, found)) is None: raise Refused(f'its shapes are not those of {cfg.name}')
+    if found[0].name.startswith('module_list.'): fit = as_pytorch(fit)
+    fit = plain_batchnorm(fit, found)
+    want = wanted(fit)
+    check([(i, shape, bn, u) for (i, shape, bn, _), u in zip(want, found)], len(found))
+    return settle(Detector(fit), {i: u for (i, *_), u in zip(want, found)})
+
+# %% ../nbs/05_weights.ipynb #1ecab7eb
+def inside(saved): # -> Record of a network or dict of Arrays
+    "The weights worth having in what a checkpoint holds."
+    if isinstance(saved, dict):
+        best = next((saved[k] for k in ('ema', 'model', 'state_dict') if isinstance(saved.get(k), dict | Record)), saved)
+        if best is not saved: return inside(best)
+        if arrays := {k: a for k, a in saved.items() if isinstance(a, Array)}: return arrays
+    while isinstance(saved, Record) and short(saved) in ('DataParallel', 'DistributedDataParallel'): saved = saved.get('_modules', {}).get('module')
+    if isinstance(saved, Record): return saved
+    raise Refused(f'a checkpoint without a network; it holds {", ".join(map(str, list(saved)[:5])) if isinstance(saved, dict) else type(saved).__name__}')
+
+def load_checkpoint(path,
+                    cfg=None, # for state dicts of others: a Cfg, its path, or a name of the zoo; None: found out
+                   ) -> Detector:
+    "A detector with `.cfg` and `.names` from our own, YOLOv5's, YOLOR's, PyTorch_YOLOv4's or Tianxiaomo's checkpoint; no code in the file is run."
+    path, what = Path(path), what_is(path)
+    if 'checkpoint' not in what:
+        raise WeightsError(f'{path}: no checkpoint but {what}' + (': use read_weights(Detector(Cfg.read(…)), path) with its cfg' if what == 'Darknet weights' else ''))
+    kind = 'checkpoint'
+    try:
+        saved = pickles.read(path)
+        if isinstance(saved, dict) and {'yolokit', 'cfg', 'names', 'tensors'} <= saved.keys(): return from_checkpoint(saved)
+        net = inside(saved)
+        if isinstance(net, Record) and net.kind.startswith('models.yolo.'): kind = 'YOLOv5 checkpoint'; return from_yolov5(net, path.name)
+        return from_state(pickles.module_arrays(net) if isinstance(net, Record) else net, cfg)
+    except Refused as e: raise WeightsError(f'{path}: this {kind} was not loaded: {e}') from None
+
+# %% ../nbs/05_weights.ipynb #59023e88
+def class_rows(dst, src,
+               classes=None, # {name in dst: name in src} for classes that changed their name
+              ) -> list: # of (class in dst, class in src)
     "Classes of equal names, whatever their case; unnamed ones ('0', '1', …) only match if both have as many."
+    if classes is not None:
+        for mine, theirs in classes.items():
+            if mine not in dst.names or theirs not in src.names: raise ValueError(f'classes: {mine!r} from {theirs!r}; the network has {dst.names}, the source {src.names}')
+        renamed = [(dst.names.index(a), src.names.index(b)) for a, b in classes.items()]
+        return sorted(renamed + [(i, j) for i, j in class_rows(dst, src) if dst.names[i] not in classes])
     unnamed = [d.names == [str(i) for i in range(d.nc)] for d in (dst, src)]
     if dst.nc == src.nc and (any(unnamed) or dst.names == src.names): return [(i, i) for i in range(dst.nc)]
     if any(unnamed): return []
     at = {n.strip().casefold(): j for j, n in reversed(list(enumerate(src.names)))}
     return [(i, at[k]) for i, n in enumerate(dst.names) if (k := n.strip().casefold()) in at]
+
+def class_layers(detector, h): # layers whose channels are anchors × (5 + classes): the head's convolution, YOLOR's vectors behind it
+    return [s.index - 1 for s in head_sections(detector.cfg, detector.cfg.sections[h.index + 1])]
 
 def surgery(a, b, anchors, nc_a, nc_b, pairs): # in place; tensors whose first axis is anchors × (5 + classes)
     "Box and objectness rows of b into a, and the class rows in pairs."
@@ -250,17 +412,19 @@ def surgery(a, b, anchors, nc_a, nc_b, pairs): # in place; tensors whose first a
     a[:, :5] = b[:, :5].to(a)
     for i, j in pairs: a[:, 5 + i] = b[:, 5 + j].to(a)
 
-# %% ../nbs/05_weights.ipynb #569d8e54
+# %% ../nbs/05_weights.ipynb #ce06b238
 @torch.no_grad()
-def transfer(dst, src) -> Report: # both Detectors
+def transfer(dst, src, # both Detectors
+             classes=None, # {name in dst: name in src} for classes that changed their name
+            ) -> Report:
     "The weights of src into dst, tensor by tensor, heads by class name."
-    theirs, pairs, rows = src.state_dict(), class_rows(dst, src), []
+    theirs, pairs, rows = src.state_dict(), class_rows(dst, src, classes), []
     same = dst.nc == src.nc and len(pairs) == dst.nc and all(i == j for i, j in pairs)
-    heads = {f'layers.{h.conv}.conv.': (len(h.anchors), len(g.anchors), g) for h, g in zip(dst.heads, src.heads) if h.conv == g.conv}
+    heads = {f'layers.{i}.': (len(h.anchors), len(g.anchors)) for h, g in zip(dst.heads, src.heads) if h.conv == g.conv for i in class_layers(dst, h)}
     for name, t in dst.state_dict().items():
-        b, head, how, note = theirs.pop(name, None), heads.get(name.rpartition('.')[0] + '.'), 'new', ''
+        b, head, how, note = theirs.pop(name, None), heads.get('.'.join(name.split('.')[:2]) + '.'), 'new', ''
         if b is None: note = 'not in the source'
-        elif head and not same and head[0] == head[1] and t.shape[1:] == b.shape[1:]:
+        elif head and not same and head[0] == head[1] and (t.shape[1:] == b.shape[1:] or t.dim() == 4 and len(t) == len(b) == 1):
             surgery(t, b, head[0], dst.nc, src.nc, pairs)
             how, note = 'sliced', f'box and objectness of {head[0]} anchors, {len(pairs)} of {dst.nc} classes'
         elif t.shape == b.shape and (same or not head): t.copy_(b); how = 'transferred'
