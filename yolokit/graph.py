@@ -6,10 +6,10 @@
 __all__ = ['OPSET', 'IR', 'ACT', 'EMIT', 'FORMS', 'need', 'Graph', 'clip', 'times', 'plus', 'add', 'line_between', 'stair',
            'hard_mish', 'gelu', 'hard_sigmoid', 'act', 'conv', 'pool', 'part', 'route', 'shortcut', 'multiply',
            'upsample', 'reshape', 'sort_pixels', 'reorg', 'mix', 'connected', 'batchnorm', 'softmax', 'crop', 'same',
-           'network', 'decode', 'corners', 'boxes', 'nms', 'head_end', 'graph', 'facts']
+           'network', 'decode', 'corners', 'boxes', 'nms', 'head_end', 'facts', 'graph']
 
-# %% ../nbs/47_graph.ipynb #1f7dd1ee
-import hashlib, json
+# %% ../nbs/47_graph.ipynb #65b155eb
+import copy, hashlib, json
 
 import numpy as np
 import torch
@@ -260,7 +260,13 @@ def head_end(g, detector, maps, form, conf, iou, max_det, top): # -> names and s
     if form == 'boxes': return [(boxes(g, d), (n, 6))]
     return [(nms(g, d, n, nc, conf, iou, max_det, top), (min(max_det, min(top, n)*nc), 6))]
 
-# %% ../nbs/47_graph.ipynb #b105ad1e
+# %% ../nbs/47_graph.ipynb #3330893d
+def facts(d: Detector, form: str) -> dict: # of str
+    "What the file says about itself."
+    return dict(names=json.dumps(list(d.names), ensure_ascii=False), classes=str(d.nc), network=d.cfg.name, form=form,
+                input='RGB, 0..1, NCHW', width=str(d.size[0]), height=str(d.size[1]), stride=str(d.stride))
+
+# %% ../nbs/47_graph.ipynb #58e5b2db
 @torch.no_grad()
 def graph(detector: Detector, # left as it is
           form: str = 'decoded', # one of FORMS
@@ -269,7 +275,6 @@ def graph(detector: Detector, # left as it is
           max_det: int = 300, top: int = 3000, # of form 'nms': boxes an image; rows that suppression looks at
          ): # -> onnx.ModelProto
     "A detector as an ONNX model: `input` (batch, C, H, W) float32 RGB 0..1; `output`, or `map0`, `map1`, … of form 'raw'."
-    import copy
     h = need().helper
     if form not in FORMS: raise ValueError(f'form={form!r}: one of {", ".join(FORMS)}')
     d = copy.deepcopy(detector).float().cpu().eval().fuse()
@@ -285,8 +290,3 @@ def graph(detector: Detector, # left as it is
                          opset_imports=[h.make_opsetid('', OPSET)], ir_version=IR, producer_name='yolokit')
     h.set_model_props(model, facts(d, form) | (dict(conf=str(conf), iou=str(iou), max_det=str(max_det), top=str(top)) if form == 'nms' else {}))
     return model
-
-def facts(d: Detector, form: str) -> dict: # of str
-    "What the file says about itself."
-    return dict(names=json.dumps(list(d.names), ensure_ascii=False), classes=str(d.nc), network=d.cfg.name, form=form,
-                input='RGB, 0..1, NCHW', width=str(d.size[0]), height=str(d.size[1]), stride=str(d.stride))
