@@ -19,7 +19,7 @@ from . import layers as ly
 from .cfg import CfgError
 from .model import Detector, Head
 
-# %% ../nbs/47_graph.ipynb #54ccc491
+# %% ../nbs/47_graph.ipynb #e668368b
 OPSET, IR = 13, 8   # IR 8: ONNX 1.10, August 2021
 
 def need(name='onnx'):
@@ -27,6 +27,7 @@ def need(name='onnx'):
     try: return __import__(name)
     except ImportError: raise ImportError(f"ONNX needs the package {name}: pip install 'yolokit[export]'") from None
 
+# %% ../nbs/47_graph.ipynb #0636c36e
 class Graph:
     "ONNX nodes and tensors; `at` is put in front of their names."
     def __init__(self, half=False): # half: numbers stored as float16
