@@ -105,7 +105,7 @@ def select(what, # Findings or Plan
     if name: mask &= (r['box'] >= 0) & (t.boxes['category'][r['box']] == t.names.index(name)) if len(t) else False
     return np.flatnonzero(mask)
 
-# %% ../nbs/14_viewer.ipynb #1d5035cd
+# %% ../nbs/14_viewer.ipynb #d05251e5
 def caption(what, k: int, # row
             long: bool = False, # with the file's name
            ) -> str:
@@ -113,7 +113,8 @@ def caption(what, k: int, # row
     r, t = what.rows, what.table
     box, image = r['box'][k], r['image'][k]
     name = f' · {t.names[t.boxes["category"][box]]}' if box >= 0 else ''
-    do = {'set': '', 'drop': ' · drop', '': ''}[r['action'][k]] + f' · {r["state"][k]}' if 'action' in r else ''
+    do = ('' if r['action'][k] in ('set', '') else f' · {r["action"][k]}') + f' · {r["state"][k]}' if 'action' in r else ''
+    if r['reason'][k] in ('overlooked', 'swapped'): do = f' · {t.names[r["label"][k]]}?{do}'
     file = f'\n{t.images["file"][image]}' if long and image >= 0 else ''
     return f'{r["reason"][k]}{name}{do}\n{r["evidence"][k]}{file}'
 
@@ -121,7 +122,7 @@ def boxes_of(what, k: int # row
             ) -> tuple: # before, after, other: (4,) or None
     "The three boxes of a finding."
     r, xyxy = what.rows, what.table.xyxy if 'before' not in what.rows else None
-    if r['box'][k] < 0: return None, None, None
+    if r['box'][k] < 0: return None, r['proposal'][k] if r['reason'][k] == 'overlooked' else None, None
     place = lambda b: np.array([what.table.boxes[c][b] for c in ('x0', 'y0', 'x1', 'y1')])
     other = place(r['other'][k]) if r['other'][k] >= 0 else None
     if 'before' not in r: return place(r['box'][k]), None, other
@@ -249,7 +250,7 @@ def compare(truth: Table, detections: Table, # matched by image id
     plt.close(fig)
     return fig
 
-# %% ../nbs/14_viewer.ipynb #a1dd1419
+# %% ../nbs/14_viewer.ipynb #46354a1b
 class Inspector:
     "Walk through a plan's edits and decide; `decisions` is what `plan.decide` takes."
     def __init__(self, table: Table, what, # Plan, or Findings (a plan is made of them)
@@ -263,7 +264,9 @@ class Inspector:
 
     def filter(self, reason='', split='', name='', state=''):
         self.view = dict(reason=reason, split=split, name=name, state=state)
-        rows, done = select(self.plan, reason, split, name), {(d['box'], d['reason']) for d in self.decisions}
+        rows = select(self.plan, reason, split, name)
+        rows = rows[self.plan.rows['box'][rows] >= 0] # pictures and class names are mended in the decisions file
+        done = {(d['box'], d['reason']) for d in self.decisions}
         if state: rows = np.array([k for k in rows if (self._key(k) in done) == (state == 'decided')], int)
         self.rows, self.at = rows[in_turn(self.plan.rows['reason'][rows])], 0
         return self.refresh()
