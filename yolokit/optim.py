@@ -50,7 +50,7 @@ def groups(model: nn.Module) -> dict: # of lists of parameters: bias, weight, no
             out[role].append(p)
     return out
 
-# %% ../nbs/31_optim.ipynb #a94f2cd8
+# %% ../nbs/31_optim.ipynb #a8ad930a
 def optimizer(groups: dict,       # of lists of parameters, by role
               kind='sgd',         # sgd, adam or adamw
               lr0=.01,            # base learning rate
@@ -59,8 +59,9 @@ def optimizer(groups: dict,       # of lists of parameters, by role
              ) -> torch.optim.Optimizer:
     "An optimiser whose groups are known by name."
     ps = [dict(params=p, name=k, weight_decay=weight_decay if k == 'weight' else 0.) for k, p in groups.items() if p]
-    if kind == 'sgd': return torch.optim.SGD(ps, lr=lr0, momentum=momentum, nesterov=momentum > 0)
-    if kind in ('adam', 'adamw'): return dict(adam=torch.optim.Adam, adamw=torch.optim.AdamW)[kind](ps, lr=lr0, betas=(momentum, .999))
+    fused = all(p.is_cuda for g in ps for p in g['params']) or None     # one kernel instead of hundreds
+    if kind == 'sgd': return torch.optim.SGD(ps, lr=lr0, momentum=momentum, nesterov=momentum > 0, fused=fused)
+    if kind in ('adam', 'adamw'): return dict(adam=torch.optim.Adam, adamw=torch.optim.AdamW)[kind](ps, lr=lr0, betas=(momentum, .999), fused=fused)
     raise ValueError(f'optimizer {kind!r}: choose sgd, adam or adamw')
 
 # %% ../nbs/31_optim.ipynb #fc8917cf
@@ -103,18 +104,19 @@ def decay(bs: int, weight_decay=5e-4, nominal=64) -> float:
     "Weight decay for a step of accumulate(bs) batches."
     return weight_decay * bs * accumulate(bs, nominal) / nominal
 
-# %% ../nbs/31_optim.ipynb #03f633ca
+# %% ../nbs/31_optim.ipynb #a2bcddf5
 class EMA:
     "Exponential moving average of a model's floating-point parameters and buffers."
     def __init__(self, model: nn.Module, decay=.9999, tau=2000., updates=0):
         self.model = copy.deepcopy(bare(model)).eval().requires_grad_(False)
-        self.decay, self.tau, self.updates = decay, tau, updates
+        self.decay, self.tau, self.updates, self.pairs = decay, tau, updates, None
 
     @torch.no_grad()
     def update(self, model: nn.Module):
         "One optimiser step was made."
         self.updates += 1
-        torch._foreach_lerp_(floats(self.model), floats(bare(model)), 1 - ema_decay(self.updates, self.decay, self.tau))
+        if self.pairs is None: self.pairs = floats(self.model), floats(bare(model))    # found once: walking the modules takes longer than the sum
+        torch._foreach_lerp_(*self.pairs, 1 - ema_decay(self.updates, self.decay, self.tau))
 
     def state_dict(self): return dict(model=self.model.state_dict(), updates=self.updates)
     def load_state(self, state):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCRATCH', 'ADAMW', 'RECIPES', 'AGC', 'VOC', 'COUNTERS', 'LIMIT', 'Recipe', 'batches_a_step', 'total_steps', 'due',
-           'rates', 'TrainError', 'fast_bf16', 'precision', 'Training', 'begin', 'state', 'restore', 'losses', 'stream',
-           'Kept', 'culprit', 'skip', 'fitness', 'judge', 'save_weights', 'fit', 'save', 'log', 'batch_picture',
-           'curves']
+           'rates', 'TrainError', 'fast_bf16', 'precision', 'Training', 'begin', 'state', 'restore', 'losses',
+           'backward', 'stream', 'Graph', 'Kept', 'culprit', 'skip', 'fitness', 'judge', 'save_weights', 'fit', 'save',
+           'log', 'batch_picture', 'curves']
 
 # %% ../nbs/33_train.ipynb #74f5eb63
 import copy, itertools, math, time
@@ -167,7 +167,7 @@ def restore(t: Training, s: dict) -> None: # s: of `state`
     if s['scaler']: t.scaler.load_state_dict(s['scaler'])
     for k in COUNTERS: setattr(t, k, copy.copy(s[k]))
 
-# %% ../nbs/33_train.ipynb #c5abfe56
+# %% ../nbs/33_train.ipynb #32435d7c
 def losses(t: Training, batch: Batch): # -> () total, dict of box, obj, cls
     "Forward: a batch's loss."
     batch = batch.to(t.dev)
@@ -175,6 +175,12 @@ def losses(t: Training, batch: Batch): # -> () total, dict of box, obj, cls
     dtype = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(t.amp)
     with torch.autocast(t.dev.type, dtype) if dtype else nullcontext(): maps = t.detector(x, logits=True)
     return t.loss(maps, batch.targets)
+
+def backward(t: Training, batch: Batch) -> dict: # box, obj, cls; the gradients are added up in the parameters
+    "Forward and backward."
+    loss, parts = losses(t, batch)
+    t.scaler.scale(loss).backward()
+    return parts
 
 def stream(loader: Loader, n: int): # n: batches that are over
     "Batches without end, epoch after epoch, from the n-th on."
@@ -184,7 +190,39 @@ def stream(loader: Loader, n: int): # n: batches that are over
             n += 1
             yield batch
 
-# %% ../nbs/33_train.ipynb #7da8a928
+# %% ../nbs/33_train.ipynb #11815dd9
+class Graph:
+    "`backward`, recorded once and replayed; a network that cannot be recorded is run as it is, and that is said."
+    def __init__(self, t: Training, say=print): self.t, self.say, self.graph = t, say, None
+
+    def record(self, batch: Batch):
+        t, kept = self.t, Kept(self.t.detector)
+        self.batch, side = batch.to(t.dev), torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3): backward(t, self.batch)     # kernels are chosen, workspaces laid out
+        torch.cuda.current_stream().wait_stream(side)
+        t.optimizer.zero_grad()
+        self.graph = torch.cuda.CUDAGraph()
+        try:
+            # thread_local: the loader's thread may pin memory meanwhile
+            with torch.cuda.graph(self.graph, capture_error_mode='thread_local'): self.parts = backward(t, self.batch)
+        except RuntimeError as e:
+            self.graph = False
+            self.say(f'no CUDA graph of this network, each step launches its kernels: {str(e).splitlines()[0]}')
+        kept.back()                                         # the rehearsal moved BatchNorm's statistics
+
+    def __call__(self, batch: Batch) -> dict:
+        if self.graph is None: self.record(batch)
+        if not self.graph or batch.images.shape != self.batch.images.shape:
+            self.t.optimizer.zero_grad()
+            return backward(self.t, batch)
+        self.batch.images.copy_(batch.images, non_blocking=True)
+        self.batch.targets.copy_(batch.targets, non_blocking=True)
+        self.graph.replay()
+        return self.parts
+
+# %% ../nbs/33_train.ipynb #9dc094b8
 class Kept:
     "A copy of the buffers (BatchNorm's statistics), to put back."
     def __init__(self, module: nn.Module):
@@ -195,21 +233,23 @@ class Kept:
 
 def culprit(t: Training, parts: dict, files: list) -> str:
     "What was not finite, and on which files."
-    bad = [k for k, v in parts.items() if not torch.isfinite(v)]
-    what = f'the {" and ".join(bad)} loss is {parts[bad[0]].item()}' if bad else ''
+    bad = [k for k, v in parts.items() if not math.isfinite(v)]
+    what = f'the {" and ".join(bad)} loss is {parts[bad[0]]}' if bad else ''
     if not what:
         name = next((n for n, p in t.detector.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()), 'the whole')
         what = f'the gradient of {name} is not finite'
     return f'step {t.step}: {what}; files {", ".join(map(str, files[:4]))}{" ..." if len(files) > 4 else ""}'
 
-# %% ../nbs/33_train.ipynb #db814b39
+# %% ../nbs/33_train.ipynb #73b670fd
 LIMIT = 10  # skipped steps in a row that are too many
 
-def skip(run: Run, t: Training, kept: Kept, parts: dict, files: list) -> None:
+def skip(run: Run, t: Training, kept: Kept,
+         parts: dict, # losses, floats
+         files: list) -> None:
     "Undo what the forward pass did; say so; give up after LIMIT in a row."
     kept.back()
     # fp16 looks for its scale by overflowing: no fault as long as the loss itself is a number
-    if t.scaler.is_enabled() and all(torch.isfinite(v) for v in parts.values()) and t.scaler.get_scale() > 1: return
+    if t.scaler.is_enabled() and all(map(math.isfinite, parts.values())) and t.scaler.get_scale() > 1: return
     t.bad += 1
     what = culprit(t, parts, files)
     run.say(f'skipped {what}')
@@ -244,7 +284,7 @@ def save_weights(path, detector: Detector, **facts) -> None:
     "A .pt that loads with weights.load_checkpoint."
     with atomic(path) as p: torch.save(weights.checkpoint(detector, **facts), p)
 
-# %% ../nbs/33_train.ipynb #01ca88bb
+# %% ../nbs/33_train.ipynb #7f203811
 def fit(run: Run, # its folder gets rows, weights and checkpoints
         detector: Detector, loader: Loader, recipe: Recipe,
         evaluate=None, # detector -> dict with AP and AP50; None: the last weights are the best
@@ -262,6 +302,7 @@ def fit(run: Run, # its folder gets rows, weights and checkpoints
     total, seed = total_steps(recipe, per), run.info.get('seed', 0)
     params, kept = [p for p in t.detector.parameters() if p.requires_grad], Kept(t.detector)
     batches, saved = stream(loader, t.step*n), time.monotonic()
+    graph = Graph(t, run.say) if dev.type == 'cuda' and n == 1 and not t.scaler.is_enabled() else None
     with torch.random.fork_rng(devices=[dev] if dev.type == 'cuda' else []), progress(total=total, initial=t.step, desc=run.name, log=run.log, unit='step') as bar:
         while True:
             # judge, save, stop: between two steps
@@ -282,9 +323,9 @@ def fit(run: Run, # its folder gets rows, weights and checkpoints
             # forward, backward
             kept.keep()
             files, parts = [], {}
+            if not graph: t.optimizer.zero_grad()
             for batch in itertools.islice(batches, n):
-                loss, got = losses(t, batch)
-                t.scaler.scale(loss).backward()
+                got = graph(batch) if graph else backward(t, batch)
                 parts = {k: parts.get(k, 0) + v/n for k, v in got.items()}
                 files += batch.files
 
@@ -292,38 +333,39 @@ def fit(run: Run, # its folder gets rows, weights and checkpoints
             t.scaler.unscale_(t.optimizer)
             norm = nn.utils.clip_grad_norm_(params, recipe.clip or math.inf)
 
-            # step, or none of it
-            if torch.isfinite(norm) and all(torch.isfinite(v) for v in parts.values()):
+            # step, or none of it; the only time that the device is waited for
+            *values, norm = torch.stack([*parts.values(), norm]).tolist()
+            parts = dict(zip(parts, values))
+            if all(map(math.isfinite, [*values, norm])):
                 t.scaler.step(t.optimizer)
                 t.ema.update(t.detector)
                 t.bad = 0
             else: skip(run, t, kept, parts, files)
             t.scaler.update()
-            t.optimizer.zero_grad()
             t.step += 1
 
             # log
             log(run, t, bar, parts, norm, lrs['weight'], recipe.bs*n, t.step % rows == 0 or t.step == total)
 
-# %% ../nbs/33_train.ipynb #55a95e3d
+# %% ../nbs/33_train.ipynb #2bfaf6a5
 def save(run: Run, t: Training) -> float: # when
     "Write a checkpoint; a disk that is full costs this one, not the training and not the one before."
     try: runs.save_checkpoint(run.folder/'checkpoint', state(t), t.step)
     except OSError as e: run.say(f'checkpoint of step {t.step} could not be written ({e}); the one before it is still good')
     return time.monotonic()
 
-def log(run: Run, t: Training, bar, parts: dict, norm, lr: float,
+def log(run: Run, t: Training, bar, parts: dict, norm: float, lr: float,
         images: int, # a step
         row: bool) -> None: # is it time for one?
     "Sum up; a row every few steps; move the bar."
-    for k, v in {**{k: v.item() for k, v in parts.items()}, 'grad_norm': norm.item(), 'n': 1}.items():
+    for k, v in {**parts, 'grad_norm': norm, 'n': 1}.items():
         if math.isfinite(v): t.sums[k] = t.sums.get(k, 0) + v
     if row:
         count = t.sums.pop('n', 1)
         runs.add_row(run.folder/'steps.csv', dict(step=t.step, lr=lr, **{k: t.sums.get(k, math.nan)/count for k in (*parts, 'grad_norm')}))
         t.sums.clear()
     rate = bar.format_dict.get('rate') or (bar.n - bar.initial)/max(1e-9, bar.format_dict['elapsed'])
-    bar.set_postfix({**{k: f'{v.item():.3f}' for k, v in parts.items()}, 'lr': f'{lr:.2g}', 'img/s': f'{(rate or 0)*images:.0f}'}, refresh=False)
+    bar.set_postfix({**{k: f'{v:.3f}' for k, v in parts.items()}, 'lr': f'{lr:.2g}', 'img/s': f'{(rate or 0)*images:.0f}'}, refresh=False)
     bar.update()
 
 # %% ../nbs/33_train.ipynb #1c2d39b6
