@@ -1,0 +1,117 @@
+"""What the cut of a submission costs on real detections: the table of 43_submit.
+
+    python tests/cuts.py             # trains what is not there yet (about five minutes on one core), then the table
+    python tests/cuts.py lot         # one of the two
+
+Thresholds are fitted on one half of the images that were not trained on and judged on the other; caps are shares of the
+file as the challenge's code writes it. Every figure is COCO's mAP of the json as it was read back.
+"""
+import subprocess, sys, tempfile
+from pathlib import Path
+
+import numpy as np
+
+from yolokit import datasets, formats, parking
+from yolokit.detect import detect
+from yolokit.evaluate import coco
+from yolokit.ground import rng, root
+from yolokit.runs import Run, RunError
+from yolokit.submit import RECALLS, conf_cut, fat, fit, flags, learn, ranked, truths_of, written
+from yolokit.table import Table
+from yolokit.weights import load_checkpoint
+
+CAPS = .4, .2, .1, .05
+FASTEST = '../shared/data/yolo_fastest/yolo-fastest-1.1'
+COMMON = '-p threads 1 -p workers 1 --no-progress-bar'
+RUNS = {
+    'bccd': f'-p stage finetune -p recipe transfer -p lr0 0.004 -p bs 8 -p data ../shared/data/bccd -p network {FASTEST}.cfg -p weights {FASTEST}.weights -p width 320 -p height 256 -p steps 250',
+    'lot': '-p stage baseline -p data data/lot -p recipe baseline -p network yolokit-nano -p steps 600',
+}
+
+
+def sides(name):
+    "Truth and detections, score above .001 and multi-label, on the images that were not trained on."
+    run = trained(name)
+    data = datasets.load(root()/run.info['data']['folder'])
+    seen = np.isin(np.arange(data.n_images), data.boxes['image']) & np.isin(data.images['split'], ['val', 'test'])
+    truth = data.keep_images(seen)
+    truth = Table.make(truth.images | dict(id=list(range(14_000, 14_000 + truth.n_images))), truth.boxes, truth.names, list(range(1, len(truth.names) + 1)))
+    return truth, detect(load_checkpoint(run.folder/'weights/best.pt'), truth, workers=0)
+
+
+def trained(name):
+    "The run, trained now if it is not there."
+    try: return Run.open(f'cut-{name}')
+    except RunError: pass
+    if name == 'lot': parking.make(root()/'data/lot', n_train=480, n_val=400, n_test=0, workers=1)
+    (root()/'runs').mkdir(exist_ok=True)
+    subprocess.run([sys.executable, '-m', 'papermill', str(root()/'nbs/train.ipynb'), str(root()/f'runs/cut-{name}.ipynb'), *f'{RUNS[name]} {COMMON} -p name cut-{name}'.split()], check=True, stderr=subprocess.DEVNULL)
+    return Run.open(f'cut-{name}')
+
+
+def back(s, truth):
+    "A submission as its reader finds it."
+    with tempfile.TemporaryDirectory() as t: return formats.detections(s.write(Path(t)/'s.json'), truth)
+
+
+def ap(found, flag, n, image, order):
+    "mAP of rows in order, by COCO's rule; for resampled images."
+    kind, out = found.boxes['category'][order], []
+    for k in np.flatnonzero(n):
+        f = flag[:, order[kind == k]]
+        right, wrong = np.cumsum(f == 1, 1), np.cumsum(f == 0, 1)
+        precision = np.maximum.accumulate((right/np.maximum(right + wrong, 1e-9))[:, ::-1], 1)[:, ::-1]
+        at = [np.searchsorted(r/n[k], RECALLS) for r in right]
+        out.append(np.mean([np.append(p, 0)[i].mean() for p, i in zip(precision, at)]))
+    return float(np.mean(out))
+
+
+def bootstrap(truth, tables, draws=500, seed=0):
+    "mAP of each table on images drawn again: (draws, tables), the same images for all."
+    flag, n, r = [flags(truth, t) for t in tables], truth.n_images, rng(seed)
+    rows = [[np.flatnonzero(t.boxes['image'] == i) for i in range(n)] for t in tables]
+    mine = np.array([np.bincount(truth.boxes['category'][truth.boxes['image'] == i], minlength=len(truth.names)) for i in range(n)])
+    out = np.zeros((draws, len(tables)))
+    for d in range(draws):
+        drawn = r.integers(0, n, n)
+        for k, t in enumerate(tables):
+            some = np.concatenate([rows[k][i] for i in drawn])
+            order = some[np.argsort(-t.boxes['score'][some], kind='stable')]
+            out[d, k] = ap(t, flag[k], mine[drawn].sum(0), None, order)
+    return out
+
+
+def measure(truth, found, seed=0, draws=500, caps=CAPS):
+    "Rows of the table: cap, bytes; mAP of conf cut, by score, by plan on both halves; the difference and its interval."
+    first = rng(seed).permutation(truth.n_images) < truth.n_images//2
+    (t0, f0), (t1, f1) = [(truth.keep_images(m), found.keep_images(m)) for m in (first, ~first)]
+    plan, out = learn(t0, f0), []
+    cost = [fat(f) for f in (f0, f1)]
+    for cap in caps:
+        row = dict(cap=cap)
+        for t, f, c, half in ((t0, f0, cost[0], 'fit'), (t1, f1, cost[1], 'judge')):
+            limit = int(cap*c.sum())
+            files = dict(conf=written(f).table.keep(conf_cut(f.boxes['score'], c, limit)), score=back(fit(f, limit), t), plan=back(s := fit(f, limit, plan=plan), t))
+            row |= {f'{half} {k}': coco(t, x)['AP'] for k, x in files.items()}
+            assert s.bytes <= limit
+        b = bootstrap(t1, [files['conf'], files['plan']], draws) if draws else np.zeros((1, 2))
+        row |= dict(how=s.how, low=np.quantile(b[:, 1] - b[:, 0], .025), high=np.quantile(b[:, 1] - b[:, 0], .975), uncut=coco(t1, f1)['AP'], bytes=limit)
+        out.append(row)
+    return out
+
+
+def table(rows):
+    "As Markdown."
+    lines = ['| cap | bytes | conf cut | by score | with a plan | gain [95 %] | decided | on the fitting half |', '|--:|--:|--:|--:|--:|:--|:--|:--|']
+    for r in rows:
+        p = {k: f'{100*v:.2f}' for k, v in r.items() if k.startswith(('fit', 'judge'))}
+        lines.append(f'| {r["cap"]:.0%} | {r["bytes"]:,} | {p["judge conf"]} | {p["judge score"]} | **{p["judge plan"]}** | {100*(r["judge plan"] - r["judge conf"]):+.3f} [{100*r["low"]:+.3f}, {100*r["high"]:+.3f}] '
+                     f'| {r["how"]} | {p["fit conf"]} → {p["fit plan"]} |')
+    return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+    for name in sys.argv[1:] or RUNS:
+        truth, found = sides(name)
+        rows = measure(truth, found)
+        print(f'{name}: {truth.n_images} images, {len(found):,} detections; uncut on the judging half {100*rows[0]["uncut"]:.2f}\n\n{table(rows)}\n', flush=True)
