@@ -16,7 +16,7 @@ def one_thread():
     torch.set_num_threads(n)
 
 def head(stride, new=True, nc=4):
-    return SimpleNamespace(stride=stride, anchors=np.array(ANCHORS[stride], float), nc=nc, new_coords=new, scale_x_y=2. if new else 1.1, logistic=new, softmax=False)
+    return SimpleNamespace(stride=stride, anchors=np.array(ANCHORS[stride], float), nc=nc, new_coords=new, scale_x_y=2. if new else 1.1, logistic=new, softmax=False, kind='yolo', box=4)
 
 def random_maps(heads, B=3, w=192, h=128, dtype=torch.float32):
     g = torch.Generator().manual_seed(0)
