@@ -216,7 +216,7 @@ def conv(s: Section) -> Conv: # stride is (y, x); pad in pixels a side, before d
                 s.int('dilation', 1) if size > 1 else 1, 1 if s.int('xnor', 0) else s.int('groups', 1), bool(s.int('batch_normalize', 0) or s.int('cbn', 0)),
                 s.get('activation', 'logistic'), s.float('eps', 1e-5))
 
-# %% ../nbs/01_cfg.ipynb #8872487e
+# %% ../nbs/01_cfg.ipynb #c8491d6d
 def out_size(s: Section, n: int, # pixels along one axis
              pad: int,           # both sides together
              size: int, stride: int) -> int:
@@ -239,6 +239,7 @@ def rule_conv(s, xs):
     shape = (k.filters, *(blurred(s, h, w, k.stride) if blur else (h, w)))
     return shape, 0 if 'share_index' in s else weights + k.filters * (1 + k.bn), weights * h * w
 
+# %% ../nbs/01_cfg.ipynb #af601d8a
 def rule_deconv(s, xs):
     "The way back: out = (in - 1)·stride + size - 2·pad."
     (c, h, w), k = xs[0], conv(s)

@@ -137,7 +137,7 @@ def build(layer, # a Layer of `cfg.plan()`
     why = NO_DETECTOR.get(layer.type, 'a type of section that nobody knows')
     raise layer.section.error('a layer of a detector', f'[{layer.type}], {why}')
 
-# %% ../nbs/02_layers.ipynb #6601bd14
+# %% ../nbs/02_layers.ipynb #6f89a3ea
 class Pool(nn.Module):
     "[maxpool] and [local_avgpool] with Darknet's window: offset −(padding/2), out = (n + padding − size)/stride + 1."
     def __init__(self, size, stride, padding=None, avg=False, blur=None):
@@ -157,6 +157,7 @@ class Pool(nn.Module):
         return F.avg_pool2d(F.pad(x, p), self.size, self.stride) / F.avg_pool2d(ones, self.size, self.stride)
     def extra_repr(self): return f'{self.size}, stride {self.stride}, padding {self.padding}' + ', avg'*self.avg
 
+# %% ../nbs/02_layers.ipynb #c89bf5a0
 class DepthPool(nn.Module):
     "[maxpool] maxpool_depth=1: the largest of every out_channels-th channel."
     def __init__(self, out): super().__init__(); self.out = out
