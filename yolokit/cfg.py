@@ -363,7 +363,7 @@ RULES = dict(convolutional=rule_conv, depthwise=rule_conv, deconvolutional=rule_
 NO_DETECTOR = (dict.fromkeys('rnn lstm gru crnn conv_lstm history'.split(), 'a recurrent network, no detector')
     | {'normalization': "AlexNet's, which no detector uses", 'dwt': "YOLOR's wavelets, which no cfg uses"})
 
-# %% ../nbs/01_cfg.ipynb #8758a701
+# %% ../nbs/01_cfg.ipynb #0913ae8b
 @dataclass(frozen=True)
 class Layer:
     "One layer with everything known before a tensor exists."
@@ -376,6 +376,7 @@ class Layer:
     params: int      # trainable
     macs: int        # multiply-adds of one image
 
+# %% ../nbs/01_cfg.ipynb #6117859f
 def plan(cfg: Cfg) -> list: # of Layer
     "Shapes, parameters and multiply-adds of every layer by Darknet's rules."
     net, layers = cfg.net, []
@@ -392,7 +393,7 @@ def plan(cfg: Cfg) -> list: # of Layer
     return layers
 Cfg.plan = plan
 
-# %% ../nbs/01_cfg.ipynb #85ad0c70
+# %% ../nbs/01_cfg.ipynb #2101008d
 KEEP = (*(f'{how}_channels{d}' for d in ('', '_2d') for how in ('shift', 'control', 'select')), 'dropout', 'silence', 'batchnorm', 'activation')
 
 def head_sections(cfg: Cfg,
@@ -407,6 +408,7 @@ def head_sections(cfg: Cfg,
     if s.type != ('connected' if head.type == 'detection' else 'convolutional'): raise head.error('a convolution before it', f'[{s.type}] of line {s.line}')
     return [s] + extra
 
+# %% ../nbs/01_cfg.ipynb #f01b0409
 def cells(h, n): # [detection]: side² · (boxes · 5 + classes)
     "Numbers before a YOLOv1 head of n classes."
     return h.int('side', 7)**2 * (h.int('num', 1) * 5 + n)

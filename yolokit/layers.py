@@ -181,7 +181,7 @@ def _pool(layer):
 
 BUILD |= {'maxpool': _pool, 'local_avgpool': _pool, 'avgpool': lambda layer: AvgPool()}
 
-# %% ../nbs/02_layers.ipynb #86cade85
+# %% ../nbs/02_layers.ipynb #68b6efba
 class Route(nn.Module):
     "Concatenate, each input first cut to its `group_id`-th of `groups` slices."
     def __init__(self, groups=1, group_id=0): super().__init__(); self.groups, self.group_id = groups, group_id
@@ -191,6 +191,7 @@ class Route(nn.Module):
         return xs[0] if len(xs) == 1 else torch.cat(xs, 1)
     def extra_repr(self): return f'part {self.group_id} of {self.groups}' if self.groups > 1 else ''
 
+# %% ../nbs/02_layers.ipynb #fa471deb
 class Shortcut(nn.Module):
     "Add maps, min(channels) of each; weights (sources + 1, 1 or C), normalised by relu or softmax, or none."
     def __init__(self, act=None, weights=None, normal='none'):
@@ -209,6 +210,9 @@ class Shortcut(nn.Module):
             c, n = x.shape[1], y.shape[1]
             y = y + x[:, :n] if c >= n else torch.cat([y[:, :c] + x, y[:, c:]], 1)
         return self.act(y)
+
+# %% ../nbs/02_layers.ipynb #e099f251
+#| export
 
 # %% ../nbs/02_layers.ipynb #d00eec45
 def resized(x, y): # pjreddie's shortcut_cpu: every n-th pixel of a larger map, a smaller one spread over every n-th
@@ -350,7 +354,7 @@ class Local(nn.Module):
         cols = F.unfold(x, *self.k)                               # (B, C·size², places)
         return self.act(torch.einsum('bkp,pnk->bnp', cols, self.weight).reshape(-1, *self.shape) + self.bias)
 
-# %% ../nbs/02_layers.ipynb #26f586eb
+# %% ../nbs/02_layers.ipynb #2c0f82a1
 class Softmax(nn.Module):
     "[softmax] over all numbers of an image, in `groups` parts."
     def __init__(self, groups=1, temperature=1.): super().__init__(); self.groups, self.temperature = groups, temperature
@@ -368,6 +372,7 @@ class Same(nn.Module):
     "What passes its first input on: [silence], [cost], [yolo], [region]; [contrastive], which only training looks at."
     def forward(self, x, *_): return x
 
+# %% ../nbs/02_layers.ipynb #b2d38604
 class Cells(nn.Module):
     "YOLOv1's [detection]: all classes, then all confidences, then all boxes, sorted into a map (B, boxes·(5+classes), side, side)."
     def __init__(self, side, boxes, classes): super().__init__(); self.shape = side, boxes, classes
