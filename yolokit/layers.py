@@ -248,7 +248,7 @@ class Multiply(nn.Module):
 
 BUILD |= {'sam': lambda layer: Multiply(activation(layer)), 'scale_channels': lambda layer: Multiply(activation(layer))}
 
-# %% ../nbs/02_layers.ipynb #7a69325b
+# %% ../nbs/02_layers.ipynb #fcd24449
 class Upsample(nn.Module):
     "Nearest neighbour, each pixel stride×stride times, times `scale`; a negative stride sums blocks."
     def __init__(self, stride=2, scale=1.): super().__init__(); self.stride, self.scale = stride, scale
@@ -264,6 +264,7 @@ def space2depth(x, s, columns_first=False): # (B, C, H, W) -> (B, s·s·C, H/s, 
     x = x.reshape(b, c, h//s, s, w//s, s)
     return x.permute(0, 5, 3, 1, 2, 4).reshape(b, -1, h//s, w//s) if columns_first else x.permute(0, 3, 5, 1, 2, 4).reshape(b, -1, h//s, w//s)
 
+# %% ../nbs/02_layers.ipynb #d46f455f
 def depth2space(x, s): # the way back
     "(B, s·s·C, H, W) -> (B, C, H·s, W·s)."
     b, c, h, w = x.shape
