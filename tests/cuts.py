@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from yolokit import datasets, formats, parking
+from yolokit.certainty import paired
 from yolokit.detect import detect
 from yolokit.evaluate import coco
 from yolokit.ground import rng, root
 from yolokit.runs import Run, RunError
-from yolokit.submit import RECALLS, conf_cut, fat, fit, flags, learn, ranked, truths_of, written
+from yolokit.submit import conf_cut, fat, fit, learn, written
 from yolokit.table import Table
 from yolokit.weights import load_checkpoint
 
@@ -54,34 +55,7 @@ def back(s, truth):
     with tempfile.TemporaryDirectory() as t: return formats.detections(s.write(Path(t)/'s.json'), truth)
 
 
-def ap(found, flag, n, image, order):
-    "mAP of rows in order, by COCO's rule; for resampled images."
-    kind, out = found.boxes['category'][order], []
-    for k in np.flatnonzero(n):
-        f = flag[:, order[kind == k]]
-        right, wrong = np.cumsum(f == 1, 1), np.cumsum(f == 0, 1)
-        precision = np.maximum.accumulate((right/np.maximum(right + wrong, 1e-9))[:, ::-1], 1)[:, ::-1]
-        at = [np.searchsorted(r/n[k], RECALLS) for r in right]
-        out.append(np.mean([np.append(p, 0)[i].mean() for p, i in zip(precision, at)]))
-    return float(np.mean(out))
-
-
-def bootstrap(truth, tables, draws=500, seed=0):
-    "mAP of each table on images drawn again: (draws, tables), the same images for all."
-    flag, n, r = [flags(truth, t) for t in tables], truth.n_images, rng(seed)
-    rows = [[np.flatnonzero(t.boxes['image'] == i) for i in range(n)] for t in tables]
-    mine = np.array([np.bincount(truth.boxes['category'][truth.boxes['image'] == i], minlength=len(truth.names)) for i in range(n)])
-    out = np.zeros((draws, len(tables)))
-    for d in range(draws):
-        drawn = r.integers(0, n, n)
-        for k, t in enumerate(tables):
-            some = np.concatenate([rows[k][i] for i in drawn])
-            order = some[np.argsort(-t.boxes['score'][some], kind='stable')]
-            out[d, k] = ap(t, flag[k], mine[drawn].sum(0), None, order)
-    return out
-
-
-def measure(truth, found, seed=0, draws=500, caps=CAPS):
+def measure(truth, found, seed=0, draws=1000, caps=CAPS):
     "Rows of the table: cap, bytes; mAP of conf cut, by score, by plan on both halves; the difference and its interval."
     first = rng(seed).permutation(truth.n_images) < truth.n_images//2
     (t0, f0), (t1, f1) = [(truth.keep_images(m), found.keep_images(m)) for m in (first, ~first)]
@@ -94,8 +68,8 @@ def measure(truth, found, seed=0, draws=500, caps=CAPS):
             files = dict(conf=written(f).table.keep(conf_cut(f.boxes['score'], c, limit)), score=back(fit(f, limit), t), plan=back(s := fit(f, limit, plan=plan), t))
             row |= {f'{half} {k}': coco(t, x)['AP'] for k, x in files.items()}
             assert s.bytes <= limit
-        b = bootstrap(t1, [files['conf'], files['plan']], draws) if draws else np.zeros((1, 2))
-        row |= dict(how=s.how, low=np.quantile(b[:, 1] - b[:, 0], .025), high=np.quantile(b[:, 1] - b[:, 0], .975), uncut=coco(t1, f1)['AP'], bytes=limit)
+        p = paired(t1, files['conf'], files['plan'], draws)['AP']
+        row |= dict(how=s.how, low=p['low'], high=p['high'], uncut=coco(t1, f1)['AP'], bytes=limit)
         out.append(row)
     return out
 
