@@ -339,7 +339,7 @@ def fits(cfg: Cfg, found: list) -> Cfg | None: # found: of Unit
     cfg = cfg.with_classes(n//anchors - 5)
     return cfg if all(shape == u.weight.shape for (_, shape, *_), u in zip(wanted(cfg), found)) else None
 
-# %% ../nbs/05_weights.ipynb #835f4461
+# %% ../nbs/05_weights.ipynb #830b358a
 def recognised(found: list) -> Cfg: # found: of Unit
     "The network of the zoo that has these shapes."
     cfgs = [c for c in (fits(zoo.build(n), found) for n in zoo.names()) if c]
@@ -352,13 +352,17 @@ def from_state(arrays: dict, cfg) -> Detector: # cfg: a Cfg, a path, a name of t
     while arrays and all(k.startswith('module.') for k in arrays): arrays = {k[7:]: a for k, a in arrays.items()}   # DataParallel
     found = units(arrays)
     if not found: raise Refused('no convolutions are in it')
+    theirs, given = found[0].name.startswith('module_list.'), cfg is not None
     cfg = recognised(found) if cfg is None else cfg if isinstance(cfg, Cfg) else zoo.get(str(cfg))
     if (fit := fits(cfg, found)) is None: raise Refused(f'its shapes are not those of {cfg.name}')
-    if found[0].name.startswith('module_list.'): fit = as_pytorch(fit)
-    fit = plain_batchnorm(fit, found)
-    want = wanted(fit)
-    check([(i, shape, bn, u) for (i, shape, bn, _), u in zip(want, found)], len(found))
-    return settle(Detector(fit), {i: u for (i, *_), u in zip(want, found)})
+    if theirs and not given and 'yolov3' not in cfg.name and not any(s.type.startswith('implicit') for s in fit.sections):
+        raise Refused(f'its shapes are those of {cfg.name}, but PyTorch_YOLOv4 has cfgs of the same shapes with other activations (mish, leaky) or joins ([route_lhalf] for groups=2). Give its cfg with cfg=')
+    fit = plain_batchnorm(as_pytorch(fit) if theirs else fit, found)
+    pairs = [(i, shape, bn, u) for (i, shape, bn, _), u in zip(wanted(fit), found)]
+    check(pairs, len(found))
+    moved = next((f'{u.name} fits layer {i} of {cfg.name}, which is another one' for i, *_, u in pairs if theirs and u.name.split('.')[1] != str(i)), '')
+    if moved: raise Refused(moved)
+    return settle(Detector(fit), {i: u for i, *_, u in pairs})
 
 # %% ../nbs/05_weights.ipynb #1ecab7eb
 def inside(saved): # -> Record of a network or dict of Arrays
