@@ -7,10 +7,11 @@ __all__ = ['NUMBERS', 'BACKENDS', 'SIZES', 'KEEP', 'as_coco', 'backend_classes',
            'by_class', 'coco', 'uniform', 'results', 'compare_backends', 'plot_pr', 'summary', 'validator', 'judge',
            'EvaluateConfig', 'both_sides']
 
-# %% ../nbs/41_evaluate.ipynb #2b197821
+# %% ../nbs/41_evaluate.ipynb #0db978e5
 import gc, io, json, time
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 import numpy as np
@@ -42,7 +43,7 @@ def as_coco(table: Table, image_ids, category_ids, # (I,), (C,) from 1
     return dict(images=[dict(id=int(i)) for i in image_ids], categories=[dict(id=int(c), name=str(s)) for c, s in zip(category_ids, table.names)],
                 annotations=[dict(id=k, image_id=i, category_id=c, bbox=x, area=a, iscrowd=w, score=s) for k, (i, c, x, a, w, s) in enumerate(rows, 1)])
 
-# %% ../nbs/41_evaluate.ipynb #e85c92c5
+# %% ../nbs/41_evaluate.ipynb #b22adaa3
 BACKENDS = ('faster-coco-eval', 'pycocotools', 'ultrafast-pycocotools')
 
 def backend_classes(backend: str, # one of BACKENDS
@@ -56,9 +57,9 @@ def backend_classes(backend: str, # one of BACKENDS
         from faster_coco_eval import COCO, COCOeval_faster
         return COCO, COCOeval_faster
     if backend != 'ultrafast-pycocotools': raise EvaluateError(f'backend {backend!r}: there are {", ".join(BACKENDS)}')
-    try: from ultrafast_pycocotools import COCO, COCOeval
+    try: fast = import_module('ultrafast_pycocotools')
     except ImportError: raise EvaluateError("backend 'ultrafast-pycocotools' is not installed: pip install 'yolokit[fast]'") from None
-    return COCO, COCOeval
+    return fast.COCO, fast.COCOeval
 
 # %% ../nbs/41_evaluate.ipynb #76807a57
 @contextmanager
