@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from yolokit import formats, images
-from yolokit.files import FormatError, load_xml
+from yolokit.adapters import decoded, parsed_xml
+from yolokit.files import FormatError
 from yolokit.formats import detections, lost, read, write
 from yolokit.ground import shared
 from yolokit.table import Table
@@ -55,7 +56,7 @@ def test_yolo_reads_whatever_can_be_parsed(tmp_path, rows, xyxy):
 def test_yolo_nan_is_read_and_written(tmp_path):
     t = read(yolo(tmp_path, '0 nan .5 .1 .1'))
     assert np.isnan(t.boxes['x0']).all()
-    for f in formats.WRITE: write(t, tmp_path/f, f)
+    for f in set(formats.WRITE) - {'adapter'}: write(t, tmp_path/f, f)
     assert np.isnan(read(tmp_path/'coco').boxes['x0']).all()
 
 
@@ -91,7 +92,7 @@ def test_broken_coco(tmp_path, d, says):
 
 @pytest.mark.parametrize('text, says', [
     ('<annotation><object>', 'a.xml:1: broken xml'), ('<!DOCTYPE x [<!ENTITY a "b">]><annotation/>', 'DOCTYPE'),
-    ('<annotation>\n<object><name>car</name></object></annotation>', 'a.xml:2: no xmin'), ('<annotation><object/></annotation>', 'without a name'),
+    ('<annotation>\n<object><name>car</name></object></annotation>', 'a.xml:2: None where a number should be. The adapter reads bndbox/xmin'), ('<annotation><object/></annotation>', 'no class'),
     ('<annotation><object><name>car</name><bndbox><xmin>l</xmin><ymin>1</ymin><xmax>1</xmax><ymax>1</ymax></bndbox></object></annotation>', "'l' where a number")])
 def test_broken_voc(tmp_path, text, says):
     with pytest.raises(FormatError, match=says): read(save(tmp_path/'Annotations/a.xml', text).parents[1])
@@ -101,13 +102,13 @@ def test_xml_tricks_are_refused_in_any_encoding(tmp_path):
     bomb = '<!DOCTYPE a [<!ENTITY a "ha">' + ''.join(f'<!ENTITY {chr(98+i)} "{f"&{chr(97+i)};"*10}">' for i in range(12)) + ']><a>&m;</a>'
     for codec in ('utf-8', 'utf-16'):
         (tmp_path/'a.xml').write_bytes(f'<?xml version="1.0" encoding="{codec}"?>{bomb}'.encode(codec))
-        with pytest.raises(FormatError, match='DOCTYPE'): load_xml(tmp_path/'a.xml')
+        with pytest.raises(FormatError, match="DOCTYPE"): parsed_xml(decoded((tmp_path/"a.xml").read_bytes(), "a.xml")[0], "a.xml")
 
 
 def test_where_nothing_is(tmp_path):
     with pytest.raises(FormatError, match='nowhere: not there'): read(tmp_path/'nowhere')
     with pytest.raises(FormatError, match='no annotations in it'): read(tmp_path)
-    with pytest.raises(FormatError, match="format 'kitti' is not known"): read(tmp_path, 'kitti')
+    with pytest.raises(FormatError, match="format 'kittens' is not known"): read(tmp_path, 'kittens')
     yolo(tmp_path, '0 .5 .5 .1 .1'); save(tmp_path/'annotations/instances_train.json', coco())
     with pytest.raises(FormatError, match='looks like yolo and coco'): read(tmp_path)
     save(tmp_path/'thesis.txt', 'mine')
@@ -149,12 +150,14 @@ def some_table(seed, n=6, classes=4):
                       boxes=dict(image=image, category=rng.integers(0, classes, 40), **dict(zip(('x0', 'y0', 'x1', 'y1'), xyxy.T))), names=['a', 'b b', '다', 'd'])
 
 
-@pytest.mark.parametrize('format', formats.READ)
+@pytest.mark.parametrize('format', sorted(set(formats.READ) - {'adapter'}))
 @pytest.mark.parametrize('seed', range(3))
 def test_any_table_survives_any_format(tmp_path, format, seed):
     t = some_table(seed)
     write(t, tmp_path/'x', format)
-    u = read(tmp_path/'x', format, **({'names': t.names} if format == 'voc' else {}))
+    # without pictures YOLO's fractions need the sizes that the sidecar keeps, KITTI the names with spaces
+    beside = format in ('yolo', 'darknet', 'kitti')
+    u = read(tmp_path/'x', format, sidecar=beside, **({'names': t.names} if format in ('voc', 'labelme') else {}))
     key = lambda t: sorted(zip(*[(t.images['file'][t.boxes['image']] if k == 'file' else t.boxes[k] if k != 's' else t.images['split'][t.boxes['image']]).tolist() for k in ('file', 's', 'category', 'x0', 'y0', 'x1', 'y1')]))
     a, b = key(t), key(u)
     assert [r[:3] for r in a] == [r[:3] for r in b] and u.names == t.names
@@ -176,7 +179,7 @@ def test_same_stem_in_one_split(tmp_path):
              annotations=[dict(id=i, image_id=i, category_id=1, bbox=[i, 1, 2, 2]) for i in (1, 2)])
     t = read(save(tmp_path/'raw/x.json', d), 'coco')
     write(t, tmp_path/'y', 'yolo')
-    u = read(tmp_path/'y')
+    u = read(tmp_path/'y', sidecar=False)
     assert sorted(u.images['file']) == ['a-2.jpg', 'a.png'] and sorted(u.boxes['x0'].round(6)) == [1, 2]
 
 
@@ -210,7 +213,9 @@ def test_bccd_round_trip(tmp_path):
     assert {Path(o.split(':')[0]).stem for o in t.boxes['origin'][flat]} == {'BloodImage_00338', 'BloodImage_00343'}
     assert write(t, tmp_path/'v', 'voc') == []
     u = read(tmp_path/'v')
-    assert np.array_equal(u.xyxy, t.xyxy) and u.counts().keys() == t.counts().keys() and [''.join(r.split()) for r in u.boxes['raw']] == [''.join(r.split()) for r in t.boxes['raw']]  # all but white space
+    assert np.array_equal(u.xyxy, t.xyxy) and u.counts().keys() == t.counts().keys() 
+    for f in (DATA/'bccd').rglob('*'):
+        if f.suffix in ('.xml', '.txt') and f.relative_to(DATA/'bccd').parts[0] in ('Annotations', 'ImageSets'): assert (tmp_path/'v'/f.relative_to(DATA/'bccd')).read_bytes() == f.read_bytes(), f
 
 
 @real

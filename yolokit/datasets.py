@@ -163,7 +163,7 @@ def without(t: Table, left: dict[int, str], # image -> why
 def stamp(source: Path) -> str:
     "Changes when a file of the source changes: names, sizes, times."
     if source.is_file(): names = [source]
-    else: names = listing(source, (*IMAGES, '.json', '.txt', '.xml', '.yaml', '.yml', '.names')).values()
+    else: names = listing(source, (*IMAGES, '.json', '.jsonl', '.csv', '.tsv', '.txt', '.xml', '.yaml', '.yml', '.names', '.data')).values()
     rows = sorted(f'{os.path.relpath(p, source)}|{(s := p.stat()).st_size}|{s.st_mtime_ns}' for p in names if p.exists())
     return hashlib.sha256('\n'.join(rows).encode()).hexdigest()[:16]
 
@@ -252,7 +252,7 @@ def may_prepare(source: Path, out: Path, decisions: str) -> None:
 # %% ../nbs/15_datasets.ipynb #5a11d473
 def prepare(source, # folder or annotation file
             out, # folder to make
-            format: str = 'auto', # coco, yolo, voc, parking
+            format: str = 'auto', # see formats.read
             fix: bool = True, # mend what is certain
             split: str = 'auto', # given, hash, time, auto
             val: float = .15, test: float = 0., # shares
@@ -282,7 +282,7 @@ class Options:
     "How to prepare: the parameters of the `prepare` notebook."
     data: str = '' # folder or file, absolute or from the root of the checkout; '': the embedded parking lot
     out: str = '' # folder to make; '': data/<name>-prepared
-    format: str = 'auto' # coco, yolo, voc, parking
+    format: str = 'auto' # see formats.read
     split: str = 'auto' # given, hash, time
     val: float = .15; test: float = 0. # shares
     gap: int = 20 # frames left out between blocks of time

@@ -4,17 +4,15 @@
 
 # %% auto #0
 __all__ = ['IMAGES', 'TYPES', 'EMPTY', 'TRIES', 'PAUSE', 'QUIET', 'PASSING', 'FormatError', 'nfc', 'listing', 'finder',
-           'split_of', 'text_of', 'numbers', 'load_json', 'yaml_of', 'load_xml', 'columns', 'merged', 'plain',
-           'save_json', 'link', 'DownloadError', 'Cut', 'Redirect', 'ask', 'offered', 'attempt', 'received', 'alone',
-           'differs', 'download', 'insist', 'discard']
+           'split_of', 'text_of', 'numbers', 'load_json', 'load_yaml', 'yaml_of', 'unpack', 'columns', 'merged',
+           'plain', 'save_json', 'link', 'DownloadError', 'Cut', 'Redirect', 'ask', 'offered', 'attempt', 'received',
+           'alone', 'differs', 'download', 'insist', 'discard']
 
-# %% ../nbs/07_files.ipynb #5203f262
-import http.client, json, os, re, shutil, ssl, time, unicodedata
-import urllib.error, urllib.request
-import xml.etree.ElementTree as ET
+# %% ../nbs/07_files.ipynb #bcb94b51
+import http.client, json, os, re, shutil, ssl, time, unicodedata, stat
+import urllib.error, urllib.request, zipfile, zlib
 from contextlib import contextmanager
 from pathlib import Path
-from xml.parsers import expat
 import numpy as np
 import yaml
 from .ground import atomic, progress, say, sha256 as fingerprint
@@ -75,54 +73,82 @@ def text_of(path) -> str:
     except UnicodeDecodeError as e: raise FormatError(path, f'byte {e.start} is not UTF-8 text', 'Save the file as UTF-8.') from None
     except OSError as e: raise FormatError(path, f'cannot be opened ({e.strerror})', 'Check the path.') from None
 
-# %% ../nbs/07_files.ipynb #8835fd32
+# %% ../nbs/07_files.ipynb #726ab038
 def numbers(values, # texts or numbers
             where: str, # for the message
             what: str) -> list[float]:
     "Floats, or an error that shows the first value that is none."
-    try: return [float(v) for v in values]
-    except (TypeError, ValueError):
-        bad = next(v for v in values if not isinstance(v, (int, float)) and not re.fullmatch(r'[-+.\deE]+', str(v)))
-        raise FormatError(where, f'{bad!r} where a number should be', what) from None
+    values = list(values)
+    try:
+        if not any(isinstance(v, bool) or isinstance(v, str) and ('_' in v or not v.isascii()) for v in values): return [float(v) for v in values]
+    except (TypeError, ValueError, OverflowError): pass
+    for v in values:  # what Python would take for a number, but nobody writes: 1_000, True
+        try: good = not isinstance(v, bool) and float(v) is not None and not (isinstance(v, str) and ('_' in v or not v.isascii()))
+        except (TypeError, ValueError, OverflowError): good = False
+        if not good: raise FormatError(where, f'{str(v)[:40] if isinstance(v, int) else repr(v)[:60]} where a number should be', what)
 
-# %% ../nbs/07_files.ipynb #7eba34e5
+# %% ../nbs/07_files.ipynb #2d254c09
 def load_json(path):
     "Parsed json, or an error with the line."
     try: return json.loads(text_of(path))
-    except json.JSONDecodeError as e:
-        raise FormatError(f'{path}:{e.lineno}', f'broken json at column {e.colno} ({e.msg})',
-                          'The file is damaged or cut short: fetch or export it again.') from None
+    except json.JSONDecodeError as e: line, what = e.lineno, f'broken json at column {e.colno} ({e.msg})'
+    except RecursionError: line, what = 1, 'json nested too deep'
+    except ValueError: line, what = 1, 'a json number of thousands of digits'
+    raise FormatError(f'{path}:{line}', what, 'The file is damaged or cut short: fetch or export it again.')
 
-# %% ../nbs/07_files.ipynb #d02ac63a
-def yaml_of(path) -> dict:
-    "A data.yaml, parsed."
-    try: conf = yaml.safe_load(text_of(path))
+# %% ../nbs/07_files.ipynb #0f81492b
+def load_yaml(path, what: str = 'It should hold names, and where train and val are.') -> dict:
+    "A small yaml, parsed. Anchors are refused: ten lines of them can stand for gigabytes."
+    text = text_of(path)
+    if len(text) > 1 << 20: raise FormatError(path, f'{len(text):,} characters of yaml', 'A description is short: is this the right file?')
+    try:
+        for e in yaml.parse(text, yaml.SafeLoader):
+            if isinstance(e, yaml.AliasEvent): raise FormatError(f'{path}:{e.start_mark.line + 1}', f'an alias (*{e.anchor})', 'Aliases can hide a text that expands without end: write it out.')
+        conf = yaml.safe_load(text)
     except yaml.YAMLError as e:
         line = f':{e.problem_mark.line + 1}' if getattr(e, 'problem_mark', None) else ''
-        raise FormatError(f'{path}{line}', 'not yaml', 'It should hold names, and where train and val are.') from None
-    if not isinstance(conf, dict): raise FormatError(path, f'found {str(conf)[:40]!r}', 'It should hold names, and where train and val are.')
+        raise FormatError(f'{path}{line}', 'not yaml', what) from None
+    except FormatError: raise
+    except (RecursionError, ValueError, OverflowError, TypeError, AttributeError, IndexError) as e: raise FormatError(path, f'not yaml ({type(e).__name__})', what) from None
+    if not isinstance(conf, dict): raise FormatError(path, f'found {str(conf)[:40]!r}', what)
+    return conf
+
+def yaml_of(path) -> dict:
+    "A data.yaml; its names as a list."
+    conf = load_yaml(path)
     names, n = conf.get('names'), conf.get('nc')
-    if isinstance(names, dict): conf['names'] = names = [names[k] for k in sorted(names)]
+    if isinstance(names, dict):
+        try: conf['names'] = names = [names[k] for k in sorted(names)]
+        except TypeError: raise FormatError(path, f'names has the keys {str(list(names))[:40]}', 'Number the classes 0, 1, 2 ...') from None
+    if names is not None and not isinstance(names, list): raise FormatError(path, f'names is {str(names)[:40]!r}', 'It is a list.')
     if names and n is not None and n != len(names): raise FormatError(path, f'nc is {n}, but there are {len(names)} names', 'Make them agree.')
     return conf
 
-# %% ../nbs/07_files.ipynb #e596f853
-def load_xml(path) -> tuple[ET.Element, dict]: # root, element -> line
-    "Parsed xml without document types or entities."
-    parser, tree, lines = expat.ParserCreate(), ET.TreeBuilder(), {}
-    def refuse(*_): raise FormatError(f'{path}:{parser.CurrentLineNumber}', 'a document type (DOCTYPE)', 'It can hide entities that expand without end: delete the declaration.')
-    def start(tag, attrs): lines[tree.start(tag, attrs)] = parser.CurrentLineNumber
-    parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
-    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, tree.end, tree.data
-    try: parser.Parse(Path(path).read_bytes(), True)
-    except expat.ExpatError as e:
-        raise FormatError(f'{path}:{e.lineno}', f'broken xml ({expat.ErrorString(e.code)})', 'The file is damaged or cut short: fetch or export it again.') from None
-    return tree.close(), lines
+# %% ../nbs/07_files.ipynb #ad8eebc4
+def unpack(archive, into, # a new or empty folder
+           most: int = 200 << 30, # bytes, all members together
+          ) -> Path:
+    "Unpack a zip whose members stay in the folder and are as large as they say."
+    archive, into = Path(archive), Path(into)
+    try: z = zipfile.ZipFile(archive)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as e: raise FormatError(archive, f'not a zip that can be read ({type(e).__name__})', 'Fetch it again.') from None
+    with z:
+        sizes = 0
+        for m in z.infolist():
+            where, name = f'{archive}#{m.filename[:80]}', nfc(m.filename)
+            if name.startswith('/') or re.match('[A-Za-z]:', name) or '..' in name.split('/') or '\0' in name: raise FormatError(where, 'a name that leads out of the folder', 'Nothing was unpacked: do not trust this archive.')
+            if stat.S_ISLNK(m.external_attr >> 16): raise FormatError(where, 'a link', 'Nothing was unpacked: do not trust this archive.')
+            sizes += m.file_size
+            if m.file_size > 1000*max(m.compress_size, 1000) or sizes > most: raise FormatError(where, f'{m.file_size:,} bytes out of {m.compress_size:,}', 'Nothing was unpacked: it looks like a decompression bomb.')
+        for m in z.infolist():
+            try: z.extract(m, into)  # zipfile stops at the size the archive states and checks the sum
+            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as e: raise FormatError(f'{archive}#{m.filename[:80]}', f'damaged ({type(e).__name__})', 'Fetch the archive again.') from None
+    return into
 
-# %% ../nbs/07_files.ipynb #cee61e33
-TYPES = dict(image=np.int64, category=np.int64, width=np.int64, height=np.int64, crowd=bool, difficult=bool,
+# %% ../nbs/07_files.ipynb #3944f5d8
+TYPES = dict(image=np.int64, place=np.int64, slot=np.int64, category=np.int64, width=np.int64, height=np.int64, crowd=bool, difficult=bool,
              **{k: np.float64 for k in ('x0', 'y0', 'x1', 'y1', 'score', 'area')})
-EMPTY = dict(width=0, height=0, crowd=False, difficult=False, score=np.nan, area=np.nan, split='', path='', file='')
+EMPTY = dict(place=-1, slot=-1, width=0, height=0, crowd=False, difficult=False, score=np.nan, area=np.nan, split='', path='', file='')
 
 def columns(rows: list[dict], # a key that a row lacks becomes EMPTY's value or None
             keys=(), # columns wanted even if no row has them

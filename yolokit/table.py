@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from html import escape
 import numpy as np
 
-# %% ../nbs/11_table.ipynb #029bab6b
+# %% ../nbs/11_table.ipynb #b6ea3eb6
 # column -> (type, what stands there when the source says nothing; None: it must be given)
 IMAGE = dict(id=(object, None), # the source's own: a number or a string, each once
              file=(object, None), # name as the source has it
@@ -23,8 +23,9 @@ BOX = dict(image=(np.int64, None), category=(np.int64, None), # rows of images a
            score=(np.float64, np.nan), # nan: ground truth
            # only where the source has them:
            crowd=(bool, False), area=(np.float64, np.nan), # COCO's, nan unknown
-           id=(object, None), origin=(object, '')) # 'file:line' or 'file#annotation'
-OPTIONAL = ('crowd', 'area', 'id', 'origin')
+           id=(object, None), origin=(object, ''), # 'file:line' or 'file#annotation'
+           slot=(np.int64, -1)) # which record of its file it is; -1 none
+OPTIONAL = ('crowd', 'area', 'id', 'origin', 'slot')
 SPLITS = ('train', 'val', 'test', '')
 
 # %% ../nbs/11_table.ipynb #00377a19
@@ -170,11 +171,11 @@ def with_xyxy(self: Table, xyxy, # (N, 4) x0 y0 x1 y1, pixels
 
 Table.with_columns, Table.with_images, Table.with_xyxy = with_columns, with_images, with_xyxy
 
-# %% ../nbs/11_table.ipynb #04cc24ef
+# %% ../nbs/11_table.ipynb #60e5cdb5
 def _below(parts: list, # of columns
            schema: dict) -> dict:
     "Columns below each other."
-    blank = lambda part, k: np.full(len(next(iter(part.values()))), schema.get(k, (object, None))[1], schema.get(k, (object, None))[0])
+    blank = lambda part, k: np.full(len(next(iter(part.values()))), *(schema | dict(place=(np.int64, -1))).get(k, (object, None))[::-1])
     return {k: np.concatenate([p[k] if k in p else blank(p, k) for p in parts]) for k in dict.fromkeys(k for p in parts for k in p)}
 
 def concat(tables, # of the same classes, no image id twice
