@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SCRATCH', 'ADAMW', 'RECIPES', 'AGC', 'VOC', 'COUNTERS', 'LIMIT', 'Recipe', 'batches_a_step', 'total_steps', 'due',
            'rates', 'TrainError', 'fast_bf16', 'precision', 'Training', 'begin', 'state', 'restore', 'losses',
-           'backward', 'stream', 'Graph', 'Kept', 'culprit', 'skip', 'fitness', 'judge', 'save_weights', 'fit', 'save',
-           'log', 'batch_picture', 'curves']
+           'backward', 'stream', 'Kept', 'culprit', 'skip', 'fitness', 'judge', 'save_weights', 'fit', 'save', 'log',
+           'batch_picture', 'curves']
 
 # %% ../nbs/33_train.ipynb #74f5eb63
 import copy, itertools, math, time
@@ -190,38 +190,6 @@ def stream(loader: Loader, n: int): # n: batches that are over
             n += 1
             yield batch
 
-# %% ../nbs/33_train.ipynb #11815dd9
-class Graph:
-    "`backward`, recorded once and replayed; a network that cannot be recorded is run as it is, and that is said."
-    def __init__(self, t: Training, say=print): self.t, self.say, self.graph = t, say, None
-
-    def record(self, batch: Batch):
-        t, kept = self.t, Kept(self.t.detector)
-        self.batch, side = batch.to(t.dev), torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3): backward(t, self.batch)     # kernels are chosen, workspaces laid out
-        torch.cuda.current_stream().wait_stream(side)
-        t.optimizer.zero_grad()
-        self.graph = torch.cuda.CUDAGraph()
-        try:
-            # thread_local: the loader's thread may pin memory meanwhile
-            with torch.cuda.graph(self.graph, capture_error_mode='thread_local'): self.parts = backward(t, self.batch)
-        except RuntimeError as e:
-            self.graph = False
-            self.say(f'no CUDA graph of this network, each step launches its kernels: {str(e).splitlines()[0]}')
-        kept.back()                                         # the rehearsal moved BatchNorm's statistics
-
-    def __call__(self, batch: Batch) -> dict:
-        if self.graph is None: self.record(batch)
-        if not self.graph or batch.images.shape != self.batch.images.shape:
-            self.t.optimizer.zero_grad()
-            return backward(self.t, batch)
-        self.batch.images.copy_(batch.images, non_blocking=True)
-        self.batch.targets.copy_(batch.targets, non_blocking=True)
-        self.graph.replay()
-        return self.parts
-
 # %% ../nbs/33_train.ipynb #9dc094b8
 class Kept:
     "A copy of the buffers (BatchNorm's statistics), to put back."
@@ -284,7 +252,7 @@ def save_weights(path, detector: Detector, **facts) -> None:
     "A .pt that loads with weights.load_checkpoint."
     with atomic(path) as p: torch.save(weights.checkpoint(detector, **facts), p)
 
-# %% ../nbs/33_train.ipynb #7f203811
+# %% ../nbs/33_train.ipynb #d806b9f2
 def fit(run: Run, # its folder gets rows, weights and checkpoints
         detector: Detector, loader: Loader, recipe: Recipe,
         evaluate=None, # detector -> dict with AP and AP50; None: the last weights are the best
@@ -302,7 +270,6 @@ def fit(run: Run, # its folder gets rows, weights and checkpoints
     total, seed = total_steps(recipe, per), run.info.get('seed', 0)
     params, kept = [p for p in t.detector.parameters() if p.requires_grad], Kept(t.detector)
     batches, saved = stream(loader, t.step*n), time.monotonic()
-    graph = Graph(t, run.say) if dev.type == 'cuda' and n == 1 and not t.scaler.is_enabled() else None
     with torch.random.fork_rng(devices=[dev] if dev.type == 'cuda' else []), progress(total=total, initial=t.step, desc=run.name, log=run.log, unit='step') as bar:
         while True:
             # judge, save, stop: between two steps
@@ -323,9 +290,9 @@ def fit(run: Run, # its folder gets rows, weights and checkpoints
             # forward, backward
             kept.keep()
             files, parts = [], {}
-            if not graph: t.optimizer.zero_grad()
+            t.optimizer.zero_grad()
             for batch in itertools.islice(batches, n):
-                got = graph(batch) if graph else backward(t, batch)
+                got = backward(t, batch)
                 parts = {k: parts.get(k, 0) + v/n for k, v in got.items()}
                 files += batch.files
 
