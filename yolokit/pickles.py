@@ -254,7 +254,7 @@ def read_zip(path):
         return Storage(read, dtype, numel)
     return interpret(io.BytesIO(program), storage)
 
-# %% ../nbs/04_pickles.ipynb #93a34078
+# %% ../nbs/04_pickles.ipynb #20d81c41
 MAGIC = 0x1950a86a20f9469cfc6c
 
 def read_legacy(path):
@@ -266,8 +266,8 @@ def read_legacy(path):
             with open(path, 'rb') as f: return f.seek(places[key]) and bytearray(f.read(numel*dtype.itemsize))
         return Storage(read, dtype, numel)
     with open(path, 'rb') as f: head = io.BytesIO(f.read(2*LIMIT))
-    magic, version, habits = [interpret(head, storage) for _ in range(3)] if head.getvalue()[:1] == b'\x80' else (0, 0, 0)
-    if magic != MAGIC or version != 1001: raise Refused('a bare pickle, not a checkpoint')
+    if interpret(head, storage) != MAGIC or interpret(head, storage) != 1001: raise Refused('a bare pickle, not a checkpoint')
+    habits = interpret(head, storage)
     if not isinstance(habits, dict) or habits.get('little_endian') is not True: raise Refused('its numbers are big-endian')
     value, keys = interpret(head, storage), interpret(head, storage)
     if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(seen): raise Refused('its list of storages is not that of its tensors')
