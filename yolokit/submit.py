@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SubmitError', 'rounded', 'literal', 'literals', 'numbers', 'sizes', 'Written', 'written', 'Submission', 'summary',
            'ranked', 'beginning', 'fit', 'packed', 'write', 'fat', 'conf_cut', 'flags', 'gains', 'truths_of', 'worth',
-           'hull', 'bound', 'odds', 'poisson', 'prices', 'Side', 'Plan', 'learn', 'deliver', 'cut', 'save']
+           'hull', 'bound', 'odds', 'poisson', 'prices', 'Side', 'Plan', 'learn', 'deliver', 'record_of', 'cut', 'save']
 
-# %% ../nbs/43_submit.ipynb #773f3b31
+# %% ../nbs/43_submit.ipynb #79917171
 import json
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,6 +17,7 @@ from .detect import detect, draw
 from .evaluate import judge
 from .formats import detections as read_detections
 from .ground import atomic, say
+from .leaderboard import asked, record
 from .match import IGNORED, RECALLS, align, match, number
 from .runs import device
 from .table import Table
@@ -416,7 +417,7 @@ def learn(truth: Table, # validation images with their boxes
         sides.append(Side(s, w.table, w.cost, fat(w.table), worth(truth, w.table)))
     return Plan(prices(sides[0].found, sides[0].worth, truths_of(truth)), sides, truth.names)
 
-# %% ../nbs/43_submit.ipynb #9c3db982
+# %% ../nbs/43_submit.ipynb #bb5ede29
 def deliver(run, # with folder (Path), config (dict), say(text)
             detector, # with its best weights
             data: Table, # with a split 'val' and maybe 'test'
@@ -428,17 +429,25 @@ def deliver(run, # with folder (Path), config (dict), say(text)
     look = lambda split: detect(detector, data.split(split), size, bs=c.get('bs', 16), workers=c.get('workers', 2), log=log)
     paths, val, found = {}, data.split('val'), None
     if val.n_images:
-        file = fit(look('val'), None, decimals=3, score_decimals=9).write(run.folder/'predictions.json')
+        raw = look('val')
+        file = fit(raw, None, decimals=3, score_decimals=9).write(run.folder/'predictions.json')
         found = read_detections(file, val)
         result, brief, paths = judge(val, found, run.folder)
         paths['plots/predictions'], paths['predictions'] = paths.pop('predictions', None), file
         run.say(f'validation, {val.n_images} images: AP {result["AP"]:.3f}  AP50 {result["AP50"]:.3f}  AP75 {result["AP75"]:.3f}; '
                 f'at confidence {brief["conf"]:.2f} precision {brief["precision"]:.3f}, recall {brief["recall"]:.3f}')
+        record_of(run, val, file, result, raw, detector)
     if (data.images['split'] == 'test').any():
         s = cut(look('test'), int(c.get('limit_mb', 20)*10**6), val, found)
         paths['submission'] = s.write(run.folder/'submission.json')
         run.say(f'submission: {s}')
     return {k: p for k, p in paths.items() if p}
+
+# %% ../nbs/43_submit.ipynb #c4e67fa0
+def record_of(run, val: Table, file: Path, result: dict, found: Table, detector) -> None:
+    "The run's row on the leaderboard; a run that names no data has none."
+    data, best = (getattr(run, 'info', {}).get('data') or {}).get('folder'), run.folder/'weights/best.pt'
+    if data: record(run.folder, val, dict(data=data, split='val'), file, result, asked(found), detector, best if best.exists() else None)
 
 # %% ../nbs/43_submit.ipynb #e011f25a
 def cut(detections: Table,
