@@ -34,7 +34,7 @@ def truth_sha(truth: Table) -> str: # 64 hex digits
     rows = sorted(f'{file[i]}|{truth.names[c]}|{x}|{a!r}|{k:d}' for i, c, x, a, k in zip(b['image'].tolist(), b['category'].tolist(), truth.xyxy.tolist(), area.tolist(), crowd.tolist()))
     return hashlib.sha256('\n'.join([*sorted(file), '', *truth.names, '', *rows]).encode()).hexdigest()
 
-# %% ../nbs/42_leaderboard.ipynb #814423d0
+# %% ../nbs/42_leaderboard.ipynb #6c81dd67
 def cost(detector: Detector,
          size: tuple, # (w, h)
         ) -> dict: # params, macs
@@ -58,6 +58,7 @@ def latency(detector: Detector, size: tuple, # (w, h)
     name = torch.cuda.get_device_name(dev) if dev.type == 'cuda' else processor()
     return dict(ms=round(1000*float(np.median(times[1:])), 2), device=name, threads=torch.get_num_threads())
 
+# %% ../nbs/42_leaderboard.ipynb #e9926975
 def processor() -> str:
     "The CPU's name, as Linux knows it."
     try: found = re.search(r'^model name\s*:\s*(.+)$', (Path('/proc')/'cpuinfo').read_text(), re.M)
