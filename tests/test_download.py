@@ -215,3 +215,66 @@ def test_two_processes_fetch_once(server, tmp_path):
     assert [p.wait(60) for p in both] == [0, 0]
     assert sha256(tmp_path/'a') == RIGHT and len(server.asked) == 1
     only(tmp_path, 'a')
+
+
+# ---- published weights, from a server that has some of them
+
+from yolokit import published, weights, zoo
+from yolokit.model import Detector, state_hash
+
+
+@pytest.fixture
+def house(server, tmp_path, monkeypatch):
+    "A published network small enough to make: yolov4-tiny's file, of random numbers, under its own name."
+    monkeypatch.setenv('YOLOKIT_CACHE', str(tmp_path/'cache'))
+    d = Detector(zoo.build('yolov4-tiny'), seed=3)
+    weights.write_weights(d, tmp_path/'w', seen=7)
+    server.how, server.detector, server.body = [dict(body=(tmp_path/'w').read_bytes())], d, (tmp_path/'w').read_bytes()
+    monkeypatch.setitem(published.DARKNET, 'yolov4-tiny', (server.url + '/yolov4-tiny.weights', ''))
+    return server
+
+
+def test_published_weights_by_name(house, tmp_path, monkeypatch):
+    house.how = [dict(body=house.body, cut=10**7), dict(body=house.body)]
+    d = published.load('yolov4-tiny')
+    assert state_hash(d) == state_hash(house.detector) and d.names[2] == 'car' and house.asked[-1][1] == 'bytes=10000000-'
+    path = published.path_of('yolov4-tiny')
+    assert path == tmp_path/'cache/weights/yolov4-tiny.weights' and len(house.asked) == 2
+    note = path.with_name('yolov4-tiny.weights.sha256')
+    assert note.read_text() == f'{hashlib.sha256(house.body).hexdigest()}  yolov4-tiny.weights\n'
+    path.write_bytes(house.body[:-1] + b'\0')                                     # a damaged disk
+    with pytest.raises(DownloadError, match='is there already, but has the sha256'): published.get('yolov4-tiny')
+    path.unlink()
+    house.how = [dict(body=bytes(len(house.body)), tag='"two"')]                  # another file under the same address
+    with pytest.raises(DownloadError, match='what came has the sha256'): published.get('yolov4-tiny')
+    assert not path.exists()
+
+
+def test_published_weights_of_another_network_are_not_fetched(house):
+    house.how = [dict(body=house.body[:-4])]
+    with pytest.raises(DownloadError, match='has 24,251,272 bytes. It should have 24,251,276'): published.get('yolov4-tiny')
+
+
+def test_published_checksum_that_does_not_fit(house, monkeypatch):
+    monkeypatch.setitem(published.DARKNET, 'yolov4-tiny', (house.url + '/yolov4-tiny.weights', '0'*64))
+    with pytest.raises(DownloadError, match='what came has the sha256'): published.get('yolov4-tiny')
+
+
+def test_published_backbone_goes_in_partially(house, monkeypatch):
+    whole = Detector(zoo.build('yolov4-tiny'), seed=3)
+    ends = [(r.layer, r.start + r.bytes) for r in weights.write_weights(whole, published.cache().parent.parent/'v').rows]
+    cut = max(e for i, e in ends if i < 29)                                       # darknet partial … 29: the layers 0 … 28
+    house.how = [dict(body=house.body[:cut])]
+    monkeypatch.setitem(published.BACKBONES, 'yolov4-tiny.conv.29', house.url + '/')
+    with pytest.raises(ValueError, match='is a backbone'): published.load('yolov4-tiny.conv.29')
+    d = Detector(zoo.build('yolov4-tiny', 5), seed=9)
+    r = weights.read_weights(d, published.get('yolov4-tiny.conv.29'), partial=True)
+    assert {x.layer for x in r.rows if x.how == 'read'} == {i for i, _ in ends if i < 29} and r.left == 0
+
+
+def test_coco_names():
+    import json
+    from yolokit.ground import shared
+    if shared() is None: pytest.skip('../shared is not there')
+    c = json.loads((shared()/'data/coco_val2014_100/instances_val2014_100.json').read_text())['categories']
+    assert published.COCO == [x['name'] for x in sorted(c, key=lambda x: x['id'])]
