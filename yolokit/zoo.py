@@ -338,7 +338,7 @@ SCALED = {
     'yolor-p6': FOCUS | dict(channels=(128, 256, 384, 512, 640)),
     'yolor-w6': FOCUS | dict(channels=(128, 256, 512, 768, 1024))}
 
-# %% ../nbs/04_zoo.ipynb #9554084c
+# %% ../nbs/04_zoo.ipynb #c0da6f7b
 V5 = dict(n=(.33, .25), s=(.33, .5), m=(.67, .75), l=(1., 1.), x=(1.33, 1.25)) # depth, width
 
 def yolov5(classes=80, anchors=None, w=None, h=None,
@@ -348,12 +348,12 @@ def yolov5(classes=80, anchors=None, w=None, h=None,
     "YOLOv5 v6.0 and v6.1; the modules' names are its authors'."
     n, taps, lows = Net('silu', .001, width=w or (1280 if p6 else 640), height=h or (1280 if p6 else 640), **TRAIN), [], []
     anchors, modules = anchors or (TWELVE if p6 else V3), iter(range(99))
-    cs = [-(-int(c * width) // 8) * 8 for c in ((128, 256, 512, 768, 1024) if p6 else (128, 256, 512, 1024))]
+    first, *cs = [int(-(-c * width // 8)) * 8 for c in (64, 128, 256, 512, *[768] * p6, 1024)] # rounded up
     def begin(): n.module = f'model.{next(modules)}'
     def conv_(*a, **k): begin(); return conv(n, *a, **k)
     def c3(c, repeat, add): begin(); return csp(n, c, c // 2, max(round(repeat * depth), 1), add=add)
     def join(*layers): begin(); return route(n, *layers)
-    conv_(cs[0] // 2, 6, 2, padding=2)
+    conv_(first, 6, 2, padding=2)
     for c, repeat in zip(cs, (3, 6, 9, 3, 3)): conv_(c, 3, 2); taps.append(c3(c, repeat, True))
     begin(); sppf(n, cs[-1], cs[-1] // 2)
     for c, tap in zip(cs[-2:0:-1], taps[-2:0:-1]):
