@@ -1,5 +1,5 @@
 "Formats on input that is broken, odd or real."
-import json, os, unicodedata
+import json, os, shutil, unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -238,3 +238,138 @@ def test_two_files_of_one_split(tmp_path):
     for n in 'ab': save(tmp_path/f'annotations/instances_train_{n}.json', coco())
     t = read(tmp_path)
     assert t.n_images == 2 and len(set(t.images['id'])) == 2 and set(t.images['split']) == {'train'}
+
+
+# --- lossless
+
+def files_of(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file() and p.suffix in ('.txt', '.xml', '.json', '.yaml', '.data', '.names', '.csv')}
+
+
+@real
+@pytest.mark.parametrize('name', ['parking_space', 'bccd', 'coco_val2014_100/instances_val2014_100.json'])
+def test_same_format_in_and_out_is_the_same_bytes(tmp_path, name):
+    "Every annotation file, list and yaml of the real sets: `diff -r` finds nothing."
+    t = read(DATA/name)
+    if name.endswith('.json'):
+        write(t, tmp_path/'a.json', 'coco')
+        assert (tmp_path/'a.json').read_bytes() == (DATA/name).read_bytes()
+        return
+    write(t, tmp_path/'a', t.extra['format'])
+    here, there = files_of(tmp_path/'a'), files_of(DATA/name)
+    assert {k for k in here} == {k for k in there if k.split('/')[-1][:6] not in ('README',)} and all(here[k] == there[k] for k in here)
+    assert read(tmp_path/'a').same(t.with_images(path=read(tmp_path/'a').images['path']))
+
+
+@real
+def test_one_mended_box_changes_one_row(tmp_path):
+    t = read(DATA/'parking_space')
+    xyxy = t.xyxy
+    xyxy[1000, 0] += 1
+    write(t.with_xyxy(xyxy), tmp_path/'y', 'yolo')
+    a, b = files_of(DATA/'parking_space'), files_of(tmp_path/'y')
+    f, k = t.boxes['origin'][1000].split(':')
+    assert [n for n in b if a[n] != b[n]] == [f]
+    rows = [x.splitlines() for x in (a[f], b[f])]
+    assert [i for i, (x, y) in enumerate(zip(*rows)) if x != y] == [int(k) - 1] and len(rows[0]) == len(rows[1])
+
+
+def awkward(folder):
+    "What COCO files in the wild have: Korean names in both forms, RLE, crowd, unknown fields, gaps, orphans, odd digits, an image twice, no boxes."
+    ann = [dict(id=7, image_id=10, category_id=90, bbox=[1.5, 2, 30, 20], area=600.0, iscrowd=0, segmentation=[[1.5, 2, 31.5, 2, 31.5, 22]], who={'사람': [1]}),
+           dict(id=3, image_id=10, category_id=90, bbox=[5, 5, 9, 9], area=40, iscrowd=1, segmentation={'counts': [0, 10, 990], 'size': [50, 100]}),
+           dict(id=4, image_id=77, category_id=1, bbox=[0, 0, 1, 1]),
+           dict(id=1, image_id=2, category_id=1, bbox=[90, 10, -20, 8], area=1e2, iscrowd=0, segmentation=[]),
+           dict(id=900, image_id=2, category_id=1, bbox=[5, 5, 9, 9], area=81, iscrowd=0), dict(id=901, image_id=2, category_id=1, bbox=[5, 5, 9, 9], area=81, iscrowd=0)]
+    d = dict(info=dict(year=2024), images=[dict(id=10, file_name=unicodedata.normalize('NFD', '경기도 1.jpg'), width=100, height=50, license=3), dict(id=2, file_name='경기도 2.jpg', height=50, width=100),
+             dict(id=5, file_name='sub/빈.jpg', width=100, height=50)], licenses=[], annotations=ann, categories=[dict(id=90, name='승용차', supercategory='차'), dict(id=1, name='school bus')])
+    text = json.dumps(d, ensure_ascii=False, indent=1).replace('1.5,', '1.50,').replace('100.0', '1e2')
+    return save(folder/'a.json', text)
+
+
+POORER = ['yolo', 'darknet', 'voc', 'labelme', 'cvat', 'kitti']
+
+
+@pytest.mark.parametrize('format', POORER)
+@pytest.mark.parametrize('which', ['awkward', 'real'])
+def test_coco_through_a_poorer_format_comes_back_as_it_was(tmp_path, format, which):
+    if which == 'real' and DATA is None: pytest.skip('the real data sets are not beside this checkout (../shared/data)')
+    f = awkward(tmp_path) if which == 'awkward' else DATA/'coco_val2014_100/instances_val2014_100.json'
+    said = write(read(f), tmp_path/'poor', format)
+    assert any('crowd' in s for s in said) and any('segmentation' in s for s in said) and formats.detect(tmp_path/'poor') == format
+    write(read(tmp_path/'poor'), tmp_path/'back.json', 'coco')
+    assert (tmp_path/'back.json').read_bytes() == f.read_bytes()
+    again = write(read(tmp_path/'poor'), tmp_path/'poor2', format)    # and once more through the same door
+    write(read(tmp_path/'poor2'), tmp_path/'back2.json', 'coco')
+    assert again == said and (tmp_path/'back2.json').read_bytes() == f.read_bytes()
+
+
+@pytest.mark.parametrize('format', POORER)
+def test_edits_of_the_poorer_files_are_neither_lost_nor_pinned_on_others(tmp_path, format):
+    f = awkward(tmp_path)
+    write(read(f), tmp_path/'poor', format)
+    t = read(tmp_path/'poor', sidecar=False)
+    i = [n for n in range(t.n_images) if '2' in t.images['file'][n]][0]
+    j = t.of(i).tolist()                     # a reversed box and two equal ones: 1, 900, 901
+    w, h = (1, 1) if t.images['width'][i] == 0 and format in ('yolo', 'darknet') else (100, 50)
+    def stored(table):                       # as an editor that knows nothing of sidecars would save it
+        keep = (tmp_path/'poor/sidecar.json').read_bytes()
+        shutil.rmtree(tmp_path/'edited', ignore_errors=True)
+        write(table, tmp_path/'edited', format, sidecar=False)
+        (tmp_path/'edited/sidecar.json').write_bytes(keep)
+        write(read(tmp_path/'edited'), tmp_path/'edited.json' if not (tmp_path/'edited.json').exists() else tmp_path/f'edited{len(list(tmp_path.iterdir()))}.json', 'coco')
+        out = max(tmp_path.glob('edited*.json'), key=lambda p: p.stat().st_mtime_ns)
+        return {a['id']: a for a in json.loads(out.read_text())['annotations']}
+    old = {a['id']: a for a in json.loads(f.read_text())['annotations']}
+    xyxy = t.xyxy
+    # moved in its place: the same annotation, other numbers
+    k = j[0]
+    moved = xyxy.copy(); moved[k] += np.array([3/100*w, 2/50*h]*2)
+    got = stored(t.with_xyxy(moved))
+    np.testing.assert_allclose(got[1]['bbox'], [93, 12, -20, 8], atol=1e-6)
+    assert {i: a for i, a in got.items() if i != 1} == {i: a for i, a in old.items() if i != 1} and got[1]['area'] == pytest.approx(160)
+    # deleted: gone, and the twin keeps one of the two ids
+    got = stored(t.keep([n for n in range(len(t)) if n != j[0]]))
+    assert got == {i: a for i, a in old.items() if i != 1}
+    assert len(stored(t.keep([n for n in range(len(t)) if n != j[1]]))) == len(old) - 1
+    # added: a new id, no field of another
+    rows = np.r_[np.arange(len(t)), j[0]]
+    more = t.keep(rows).with_columns(slot=np.r_[np.full(len(t), -1), -1])
+    at = more.xyxy; at[-1] = np.array([40/100*w, 4/50*h, 50/100*w, 14/50*h])
+    got = stored(more.with_xyxy(at))
+    new = [a for i, a in got.items() if i not in old]
+    assert len(new) == 1 and {i: a for i, a in got.items() if i in old} == old and not {'who', 'segmentation'} & set(new[0]) and new[0]['image_id'] == 2
+    np.testing.assert_allclose(new[0]['bbox'], [40, 4, 10, 10], atol=1e-6)
+    # one deleted and another added: not the same thing
+    swap = t.keep([n for n in range(len(t)) if n != j[0]] + [j[0]]).with_columns(slot=np.full(len(t), -1))
+    at = swap.xyxy; at[-1] = np.array([40/100*w, 4/50*h, 50/100*w, 14/50*h])
+    got = stored(swap.with_xyxy(at))
+    assert 1 not in got and len(got) == len(old)
+    # a class changed where it stands: the same annotation
+    c = t.boxes['category'].copy(); c[k] = 1 - c[k]
+    got = stored(t.with_columns(category=c))
+    assert got[1]['category_id'] == 90 and got[1]['bbox'] == old[1]['bbox']
+
+
+@pytest.mark.parametrize('format', POORER)
+def test_a_picture_deleted_from_the_poorer_files_stays_deleted(tmp_path, format):
+    write(read(awkward(tmp_path)), tmp_path/'poor', format)
+    if format == 'cvat':
+        f = tmp_path/'poor/annotations.xml'
+        a, b, c = f.read_text().partition('<image id="2"')
+        f.write_text(a + c.split('</image>', 1)[1])
+    else: next(p for p in (tmp_path/'poor').rglob('*2.*') if p.suffix in ('.txt', '.xml', '.json')).unlink()
+    if format == 'darknet': (tmp_path/'poor/train.txt').write_text('images/경기도 1.jpg\nimages/sub/빈.jpg\n')
+    write(read(tmp_path/'poor'), tmp_path/'less.json', 'coco')
+    d = json.loads((tmp_path/'less.json').read_text())
+    assert [m['id'] for m in d['images']] == [10, 5] and [a['id'] for a in d['annotations']] == [7, 3, 4]
+
+
+def test_a_hostile_sidecar_is_refused(tmp_path):
+    write(read(awkward(tmp_path)), tmp_path/'poor', 'yolo')
+    good = json.loads((tmp_path/'poor/sidecar.json').read_text())
+    for change in (lambda d: d['sources'][0].update(file='../../x.json'), lambda d: d['sources'][0].update(file='/etc/x'), lambda d: d.pop('names'), lambda d: d['sources'][0]['boxes'].append([5, 10**9]),
+                   lambda d: d['boxes'].update(image=[99]*len(d['boxes']['image'])), lambda d: d.update(keys=[])):
+        d = json.loads(json.dumps(good)); change(d)
+        (tmp_path/'poor/sidecar.json').write_text(json.dumps(d))
+        with pytest.raises(FormatError, match='not a sidecar that yolokit wrote'): read(tmp_path/'poor')

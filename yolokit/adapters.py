@@ -7,10 +7,10 @@ __all__ = ['BOMS', 'CODECS', 'SPACE', 'TAG', 'AXES', 'TOP', 'IMAGE_KEYS', 'BOX_K
            'opened', 'value_at', 'members', 'steps', 'located', 'parsed_xml', 'cells', 'unquoted', 'table_rows',
            'edited', 'literal', 'json_edits', 'xml_edits', 'within', 'xml_get', 'spliced', 'Adapter', 'known',
            'described', 'adapter', 'json_records', 'xml_records', 'xml_all', 'row_records', 'check_columns', 'get',
-           'edges', 'points_of', 'around', 'box_of', 'extras', 'scalar', 'file_name', 'pixels', 'record_files',
-           'read_source', 'is_box', 'image_of', 'wanted', 'shape', 'value_of', 'changed', 'cell', 'row_edits', 'nested',
-           'element', 'kind_for', 'box_values', 'image_values', 'row_text', 'record_text', 'image_value', 'new_file',
-           'rewritten', 'group_edits', 'image_edits']
+           'edges', 'points_of', 'around', 'box_of', 'extras', 'scalar', 'possible', 'file_name', 'pixels',
+           'record_files', 'read_source', 'is_box', 'image_of', 'wanted', 'shape', 'value_of', 'changed', 'cell',
+           'row_edits', 'nested', 'element', 'kind_for', 'box_values', 'image_values', 'row_text', 'record_text',
+           'image_value', 'new_file', 'rewritten', 'group_edits', 'image_edits']
 
 # %% ../nbs/08_adapters.ipynb #948753c2
 import fnmatch, io, json, os, re
@@ -453,10 +453,14 @@ def scalar(v):
     if isinstance(v, str) and re.fullmatch(r'[-+]?\d{0,15}\.\d{1,17}', v): return float(v)
     return v if v is None or isinstance(v, str | int | float) else json.dumps(v, ensure_ascii=False)
 
-# %% ../nbs/08_adapters.ipynb #dd86458f
+# %% ../nbs/08_adapters.ipynb #9ad98bb3
+def possible(name: str) -> bool:
+    "Whether a file can have this name."
+    return not any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in name) and all(len(p.encode()) < 250 for p in name.split('/')) and len(name) < 4000
+
 def file_name(v, where, base: str = '') -> tuple[str, str]: # as the source has it; where to look for it
     "The name of a picture, refused if it leads out of the folder."
-    if not isinstance(v, str) or not v.strip() or len(v) > 4096 or any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in v):
+    if not isinstance(v, str) or not v.strip() or not possible(v):
         raise FormatError(where, f'file name {str(v)[:60]!r}'.encode('ascii', 'backslashreplace').decode(), 'A picture needs a name that a file can have.')
     v, look = v.strip(), nfc(v.strip())
     if look[0] == '/' or re.match('[A-Za-z]:', look): return v, look.rsplit('/', 1)[-1]
@@ -541,11 +545,11 @@ def shape(b: dict, d: dict) -> list:
     x0, y0, x1, y1 = box
     return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)] if p or d['each'][:1] == ('polygon',) else [(x0, y0), (x1, y1)]
 
-# %% ../nbs/08_adapters.ipynb #e0e748fa
+# %% ../nbs/08_adapters.ipynb #e6fe7b6c
 def value_of(text: str, A: Adapter, header):
     "A record's value from its own text."
     if A.kind in ('json', 'jsonl'): return json.loads(text)
-    if A.kind == 'xml': return ET.fromstring(text)
+    if A.kind == 'xml': return parsed_xml(text, '')[0]
     values = [unquoted(text[p:q]) if A.separator else text[p:q] for p, q in cells(text, 0, A.separator)[0]]
     return dict(enumerate(values)) | dict(zip(header or (), values))
 
@@ -673,7 +677,7 @@ def new_file(images: list, # (row, [box rows]) each
     ET.indent(top)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(top, 'unicode') + '\n'
 
-# %% ../nbs/08_adapters.ipynb #70d66cbe
+# %% ../nbs/08_adapters.ipynb #069825a0
 def rewritten(s: Source, A: Adapter, images: list, # (row, [box rows]) of those that stay; `place` and `slot` say where they stood
               ) -> str:
     "The source's text with the table's boxes in it."
@@ -683,21 +687,21 @@ def rewritten(s: Source, A: Adapter, images: list, # (row, [box rows]) of those 
         if place in there or A.kind in ('csv', 'text'): groups.setdefault(_group(A, place, kind), []).append(k)
     for place, (m, boxes) in there.items():
         for i in {kind_for(b, A) for b in boxes if b['slot'] < 0}: groups.setdefault(_group(A, place, i), [])
-    rows, read = {}, {b['slot'] for _, boxes in images for b in boxes}
+    rows = {}
     for m, boxes in there.values():
         edits += image_edits(s, A, m)
         for b in boxes:
             k, kind = b['slot'], s.boxes[b['slot']][3] if b['slot'] >= 0 else kind_for(b, A)
             new = record_text(b, A.boxes[kind], A, m, header) if k < 0 else changed(s.text[slice(*s.boxes[k][:2])], b, A.boxes[kind], A, m['width'], m['height'], header)
-            rows.setdefault(_group(A, m['place'], kind), []).append((k, new))
-    for g, ks in groups.items(): edits += group_edits(s, A, g, ks, rows.get(g, []), there)
+            rows.setdefault(_group(A, m['place'], kind), []).append((b.get('at', 0), k, new))
+    for g, ks in groups.items(): edits += group_edits(s, A, g, ks, [r[1:] for r in sorted(rows.get(g, []), key=lambda r: r[0])], there)
     gone = [k for k in range(len(s.images)) if k not in there]
     if gone and s.images[0][0]: edits += spliced(s.text, [span for span, *_ in s.images], [(k, s.text[slice(*s.images[k][0])]) for k in there], A.kind if A.kind != 'jsonl' else 'text')
     return edited(s.text, edits)
 
 def _group(A, place, kind): return 0 if A.kind in ('csv', 'text') else (place, kind if A.kind != 'xml' else 0)
 
-# %% ../nbs/08_adapters.ipynb #dbc9a616
+# %% ../nbs/08_adapters.ipynb #4521db47
 def group_edits(s: Source, A: Adapter, g, ks: list, rows: list, there: dict) -> list[tuple]:
     "Edits of the records that stand side by side."
     slots = [s.boxes[k][:2] for k in ks]
@@ -718,6 +722,6 @@ def group_edits(s: Source, A: Adapter, g, ks: list, rows: list, there: dict) -> 
 def image_edits(s: Source, A: Adapter, m: dict) -> list[tuple]:
     "Edits of a declared size that is another now."
     span, _, w, h = s.images[m['place']]
-    new = {A.image[k]: v for k, v, old in (('width', m['width'], w), ('height', m['height'], h)) if k in A.image and old and v != old}
+    new = {A.image[k]: v for k, v, old in (('width', m['width'], w), ('height', m['height'], h)) if k in A.image and old and v and v != old}
     if not new or span is None: return []
     return xml_edits(s.text, new, *span) if A.kind == 'xml' else json_edits(s.text, new, span[0])

@@ -17,10 +17,12 @@ import numpy as np
 import yaml
 from .ground import atomic, progress, say, sha256 as fingerprint
 
-# %% ../nbs/07_files.ipynb #defc6931
+# %% ../nbs/07_files.ipynb #4273b4d5
 class FormatError(ValueError):
     "Input that cannot be read: where it is, what was found there, what to do about it."
-    def __init__(self, where, found, remedy): super().__init__(f'{where}: {found}. {remedy}')
+    def __init__(self, where, found, remedy):
+        cut = lambda s, n: (s if len(s) <= n else s[:n] + '...').encode('utf-8', 'backslashreplace').decode()  # what was found may be a megabyte
+        super().__init__(f'{cut(str(where), 500)}: {cut(str(found), 300)}. {cut(remedy, 300)}')
 
 # %% ../nbs/07_files.ipynb #623d1087
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -171,10 +173,12 @@ def plain(v):
     "The Python value of a NumPy scalar; an integral float stays a float."
     return v.item() if isinstance(v, np.generic) else v
 
-# %% ../nbs/07_files.ipynb #9611a72b
+# %% ../nbs/07_files.ipynb #4aaa2381
 def save_json(d, path, **how): # how: of json.dumps
     "Json in UTF-8, all of it or none."
-    with atomic(path) as tmp: Path(tmp).write_text(json.dumps(d, ensure_ascii=False, **how), encoding='utf-8')
+    try: data = json.dumps(d, ensure_ascii=False, **how).encode()
+    except UnicodeEncodeError: data = json.dumps(d, **how).encode()  # half a character, as json may hold: stays the escape it was
+    with atomic(path) as tmp: Path(tmp).write_bytes(data)
 
 # %% ../nbs/07_files.ipynb #544276d5
 def link(source, target) -> None:

@@ -13,7 +13,7 @@ __all__ = ['SPLIT_DIR', 'PARKING', 'NEAR', 'READ', 'WRITE', 'LOOKS', 'header_siz
            'adapter_mark', 'write_adapter', 'matched', 'sidecar_path', 'save_sidecar', 'load_sidecar', 'a_source',
            'restored', 'rows_again', 'xyxy_of', 'detect', 'first_of', 'read', 'lost', 'write']
 
-# %% ../nbs/12_formats.ipynb #d3592eab
+# %% ../nbs/12_formats.ipynb #7e6ee5d9
 import json, os, zlib
 from dataclasses import replace
 from functools import partial
@@ -25,7 +25,7 @@ from .adapters import SPACE, Source, adapter, edited, json_edits, located, new_f
 from .files import FormatError, columns, finder, link, listing, load_json, load_yaml, merged, nfc, plain, save_json, split_of
 from .ground import atomic, say
 from .records import (DESCRIBED, categories, coco_box, coco_boxes, coco_files, coco_images, coco_lists, has, listed, paired,
-                             labels_of, voc_splits, yolo_box, yolo_row, yolo_rows, yolo_layout, yolo_sets)
+                             labels_of, there, voc_splits, yolo_box, yolo_row, yolo_rows, yolo_layout, yolo_sets)
 from .table import Table, TableError
 
 # %% ../nbs/12_formats.ipynb #627dd376
@@ -35,15 +35,17 @@ def header_size(path: str, # '' where there is no picture
     try: return pictures.size(path) if path else (0, 0)
     except (pictures.ImageError, OSError): return 0, 0
 
-# %% ../nbs/12_formats.ipynb #470abd06
+# %% ../nbs/12_formats.ipynb #6a0b05ab
 def to_table(images: list[dict], # id, file, path, split, width, height, ...
              boxes: list[dict], # image, category, x0 y0 x1 y1, ...
              names: list[str], ids: list, # what the source calls each category
              extra: dict) -> Table:
     "The table of collected rows."
     for m in images:
-        if not m['width'] or not m['height']: m['width'], m['height'] = header_size(m['path'])
+        if not (m['width'] and m['height']) and (wh := header_size(m['path'])) != (0, 0): m['width'], m['height'] = wh
         if (s := m.get('source')) is not None and m['split'] != s.split: s.top.setdefault('splits', {})[m['place']] = m['split']
+    for n in names:
+        if any(0xD800 <= ord(c) < 0xE000 for c in str(n)): raise FormatError(extra.get('format', ''), f'class name {n!r}', 'It holds half a character: mend it in the file.')
     box = ('image', 'category', 'x0', 'y0', 'x1', 'y1', 'score', 'origin')
     img = ('id', 'file', 'path', 'width', 'height', 'split', 'source', 'place')
     return Table.make(images=columns(images, img), boxes=columns(boxes, box), names=list(names),
@@ -116,7 +118,7 @@ def coco_image(m: dict, raw, id, split: bool) -> dict:
     "One entry of `images`."
     return merged(raw, id=id, file_name=m['file'], width=m['width'] or None, height=m['height'] or None, split=m['split'] if split else None)
 
-# %% ../nbs/12_formats.ipynb #a9e5b0a8
+# %% ../nbs/12_formats.ipynb #d96d4f4c
 def coco_annotation(b: dict, raw, # row; the record it came from
                     **given) -> dict: # id, image_id, category_id
     "One entry of `annotations`: the record's own values while the box is the record's own."
@@ -125,9 +127,10 @@ def coco_annotation(b: dict, raw, # row; the record it came from
     x, y, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
     area, mask, poly = b.get('area', np.nan), (raw or {}).get('segmentation'), b.get('polygon')
     gone = not same and mask and area != area  # the box was drawn anew: the mask is another thing's
-    if area != area or (not same and not mask and raw and area == raw.get('area')): area = abs(w * h)
+    if same and (area != area or area == raw.get('area')): area = None
+    elif area != area or (not same and not mask and raw and area == raw.get('area')): area = abs(w * h)
     return merged(raw, **given, bbox=None if same else [x, y, w, h],
-                  area=None if same and 'area' not in raw else area, iscrowd=None if same and 'iscrowd' not in raw else int(b.get('crowd', False)),
+                  area=area, iscrowd=None if same and bool((raw or {}).get('iscrowd')) == bool(b.get('crowd')) else int(b.get('crowd', False)),
                   segmentation=[] if gone else [[v for p in poly for v in p]] if poly and not mask else None,
                   score=b['score'] if b['score'] == b['score'] else None)
 
@@ -158,14 +161,14 @@ def coco_dict(t: Table,
                 annotations=[coco_annotation(b, r, id=id, image_id=ids[b['image']], category_id=t.category_ids[b['category']]) for b, r, id in zip(boxes, raws[1], numbers)])
     return {k: have[k] for k in always}
 
-# %% ../nbs/12_formats.ipynb #8cdc2d3d
+# %% ../nbs/12_formats.ipynb #0b28c39e
 def coco_rewritten(s: Source, t: Table, rows: list, # of images, all of this source
                    ) -> str:
     "The source's text with the table's images and boxes in it."
-    there, edits, anns = {t.images['place'][i]: i for i in rows}, [], []
-    if len(there) < len(s.images): edits += spliced(s.text, s.images, [(k, s.text[slice(*s.images[k])]) for k in sorted(there)], 'json')
+    stay, edits, anns = {t.images['place'][i]: i for i in rows}, [], []
+    if len(stay) < len(s.images): edits += spliced(s.text, s.images, [(k, s.text[slice(*s.images[k])]) for k in sorted(stay)], 'json')
     ids, more = coco_classes(s, t)
-    for k, i in there.items():
+    for k, i in stay.items():
         m, old = row_of(t.images, i), raw_image(row_of(t.images, i))
         edits += json_edits(s.text, {(c,): m[c] for c in ('width', 'height') if m[c] and old.get(c) and m[c] != old[c]}, s.images[k][0])
         anns += [(j, *coco_edit(s, row_of(t.boxes, j), ids, old['id'])) for j in t.of(i).tolist()]
@@ -259,7 +262,7 @@ def detections(path, # json: a list of {image_id, category_id, bbox, score}
     return Table.make(images=truth.images, boxes=columns(out, ('image', 'category', 'x0', 'y0', 'x1', 'y1', 'score')),
                       names=truth.names, category_ids=truth.category_ids)
 
-# %% ../nbs/12_formats.ipynb #ceba2ad4
+# %% ../nbs/12_formats.ipynb #8e49b606
 def read_yolo(path, names=None, sizes=None, # label file -> (width, height), where pictures are missing
               format: str = 'yolo') -> Table:
     "YOLO text labels: a folder, a data.yaml, an obj.data or a list of pictures."
@@ -267,8 +270,8 @@ def read_yolo(path, names=None, sizes=None, # label file -> (width, height), whe
     names, images, boxes, sizes = list(names or known), [], [], sizes or {}
     for split, where, labels in sets:
         for file, pic, label in listed(where, folder) if where.is_file() else paired(where, labels):
-            there, rel = label.is_file(), nfc(os.path.relpath(label, folder))
-            s = opened(label, folder, format=format, split=split) if there else Source(rel, '', format=format, split=split, root=str(folder.absolute()), top=dict(absent=True))
+            rel = nfc(os.path.relpath(label, folder))
+            s = opened(label, folder, format=format, split=split) if there(label) and label.is_file() else Source(rel, '', format=format, split=split, root=str(folder.absolute()), top=dict(absent=True))
             w, h = sizes.get(rel) or header_size(pic)
             boxes += yolo_rows(s, len(names), w, h, len(images), label)
             images.append(dict(id=len(images), file=file, path=pic, width=w, height=h, split=split, source=s, place=0))
@@ -283,15 +286,17 @@ def read_darknet(path, names=None, sizes=None) -> Table:
     if at is None: raise FormatError(path, 'no .data file in it', 'Name the file with lines such as train = train.txt.')
     return read_yolo(at, names, sizes, 'darknet')
 
-# %% ../nbs/12_formats.ipynb #ec466d15
+# %% ../nbs/12_formats.ipynb #d031336f
 def file_names(t: Table) -> list[str]: # one an image: relative, unique in its split even without suffix
     "Names to write the pictures under."
-    out, taken = [], set()
+    out, taken, again = [], set(), {}
     for split, file in zip(t.images['split'], t.images['file']):
         p = Path(*[s for s in Path(nfc(file)).parts if s not in ('..', '/', '.') and ':' not in s])
-        stem, n = p.with_suffix('').as_posix(), 1
+        stem = os.path.splitext(p.as_posix() if p.name else 'image')[0]
+        n = again.get((split, stem), 1)
         while (split, (name := stem + (f'-{n}' if n > 1 else '')).casefold()) in taken: n += 1
         taken.add((split, name.casefold()))
+        again[split, stem] = n  # a thousand pictures of one name do not begin at 1 each
         out.append(name + p.suffix)
     return out
 
@@ -317,13 +322,13 @@ def yolo_text(t: Table, i: int, # image
     s, w, h = t.images.get('source', [None]*t.n_images)[i], int(t.images['width'][i]), int(t.images['height'][i])
     return ''.join(yolo_line(row_of(t.boxes, j), s, w, h, polygons)[1].rstrip() + '\n' for j in t.of(i))
 
-# %% ../nbs/12_formats.ipynb #921c0b25
+# %% ../nbs/12_formats.ipynb #8099d9af
 def same_tree(t: Table, format: str) -> bool:
     "Whether every picture of the source is still there, in its split, and nothing in it points to another place."
     of = t.images.get('source', [None]*t.n_images)
     if t.extra.get('count') != t.n_images or t.extra.get('format') != format or len(set(map(id, of))) < len(of): return False
     if any(s is None or s.format != format or s.file[:2] == '..' or s.top.get('splits', {}).get(k, s.split) != x for s, k, x in zip(of, t.images['place'], t.images['split'])): return False
-    if any(os.path.isabs(v) or v[:2] == '..' for p in t.extra.get('papers', ()) if Path(p.file).suffix in ('.txt', '.data') for v in p.text.split()): return False
+    if format != 'voc' and any(os.path.isabs(v) or v[:2] == '..' for p in t.extra.get('papers', ()) if Path(p.file).suffix in ('.txt', '.data') for v in p.text.split()): return False
     return not any(os.path.exists(str(v)) for p in t.extra.get('papers', ()) if '.y' in p.file for v in (yaml.safe_load(p.text) or {}).values() if isinstance(v, str) and os.path.isabs(v)) and all(
         p.file[:2] != '..' for p in t.extra.get('papers', ()))
 
@@ -362,14 +367,14 @@ def once(rows: list) -> list: # (slot, text)
     seen = {-1}
     return [(-1 if k in seen else seen.add(k) or k, s) for k, s in rows]
 
-# %% ../nbs/12_formats.ipynb #b2e47996
+# %% ../nbs/12_formats.ipynb #d36dbea0
 def yolo_papers(t: Table, path: Path, names: list) -> None:
     "data.yaml."
-    there = {s: f'images/{s}' for s in ('train', 'val', 'test') if s in t.images['split']}
-    if not there and t.n_images: there = dict(train='images')
+    parts = {s: f'images/{s}' for s in ('train', 'val', 'test') if s in t.images['split']}
+    if not parts and t.n_images: parts = dict(train='images')
     old = next((yaml.safe_load(p.text) for p in t.extra.get('papers', ()) if '.y' in p.file), {})
     rest = {k: v for k, v in old.items() if k not in ('path', 'train', 'val', 'valid', 'test', 'nc', 'names', 'download')}
-    conf = {'path': '.', **there, 'nc': len(t.names), 'names': list(t.names)} | rest
+    conf = {'path': '.', **parts, 'nc': len(t.names), 'names': list(t.names)} | rest
     (path/'data.yaml').write_text(yaml.safe_dump(conf, sort_keys=False, allow_unicode=True), encoding='utf-8')
 
 def darknet_papers(t: Table, path: Path, names: list) -> None:
@@ -434,11 +439,11 @@ def codes(t: Table, A) -> list[str]: # one a class
     if A.classes and (odd := [n for n in t.names if n not in of]): raise FormatError(A.name, f'class {odd[0]!r} has no code', 'Add it to `classes` of the adapter.')
     return [of.get(n, n) for n in t.names]
 
-# %% ../nbs/12_formats.ipynb #8b009718
+# %% ../nbs/12_formats.ipynb #3f378746
 def write_described(t: Table, path: Path, A, format: str) -> list: # see `again`
     "Record files of one description: those that were read with what changed, new ones beside."
     code, files, rows = codes(t, A), file_names(t.with_images(split=[''] * t.n_images)), [row_of(t.images, i) for i in range(t.n_images)]
-    boxes = lambda i, own: [b | dict(code=code[b['category']], slot=b.get('slot', -1) if own else -1) for b in (row_of(t.boxes, j) for j in t.of(i))]
+    boxes = lambda i, own: [row_of(t.boxes, j) | dict(code=code[t.boxes['category'][j]], at=j, slot=t.boxes['slot'][j] if own and 'slot' in t.boxes else -1) for j in t.of(i)]
     kept, out = {}, [''] * t.n_images
     if not (A.single and len({id(m.get('source')) for m in rows}) > 1):
         def old(s, rows_):
@@ -534,7 +539,7 @@ def adapter_yaml(folder: Path) -> Path | None:
     if len(some) > 1: raise FormatError(folder, f'{len(some)} adapters: {", ".join(p.name for p in some)}', 'Name the one to use: format=PATH.yaml.')
     return some[0] if some else None
 
-# %% ../nbs/12_formats.ipynb #78ff633a
+# %% ../nbs/12_formats.ipynb #732c92c6
 def read_adapter(path, names=None, yaml_file=None) -> Table:
     "A folder or file by its adapter: the yaml in it, or another."
     path = Path(path)
@@ -548,7 +553,7 @@ def read_adapter(path, names=None, yaml_file=None) -> Table:
 
 def adapter_mark(conf: dict) -> str:
     "What tells sources of one description from those of another."
-    return f'adapter {zlib.crc32(json.dumps(conf, sort_keys=True, default=str).encode()):08x}'
+    return f'adapter {zlib.crc32(ascii(conf).encode()):08x}'
 
 def write_adapter(t: Table, path: Path, conf: dict = None) -> list:
     "By the adapter the table was read with, or by another."
@@ -657,7 +662,7 @@ def restored(found: Table, # the poorer files as they are now
     box, img = columns(boxes, was.boxes), columns(images, was.images)
     return Table.make({k: img[k] for k in img if k in was.images}, {k: box[k] for k in box if k in was.boxes or k in ('score', 'polygon', 'origin')}, names, ids, was.extra)
 
-# %% ../nbs/12_formats.ipynb #ffa98f1d
+# %% ../nbs/12_formats.ipynb #5fd7a64a
 def rows_again(found, was, u: int, i: int | None, category, row: int) -> list[tuple]: # (where in the order, row)
     "The boxes of one picture."
     new, old = found.of(u), was.of(i) if i is not None else np.zeros(0, int)
@@ -666,7 +671,9 @@ def rows_again(found, was, u: int, i: int | None, category, row: int) -> list[tu
         b = row_of(found.boxes, k)
         if j < 0: out.append(((1, k), {c: b[c] for c in (*corners, 'score', 'polygon', 'origin') if c in b} | dict(image=row, category=int(category[k]), slot=-1))); continue
         a = row_of(was.boxes, old[j]) | dict(image=row)
-        if edit: a |= {c: b[c] for c in corners} | dict(category=int(category[k]), area=np.nan) | ({'polygon': b.get('polygon')} if 'polygon' in a else {})
+        if edit: a |= dict(category=int(category[k]))
+        if edit and not np.allclose([a[c] for c in corners], [b[c] for c in corners], rtol=0, atol=NEAR, equal_nan=True):
+            a |= {c: b[c] for c in corners} | dict(area=np.nan) | ({'polygon': b.get('polygon')} if 'polygon' in a else {})
         out.append(((0, old[j]), a))
     return out
 

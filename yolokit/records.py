@@ -7,12 +7,12 @@ __all__ = ['MOST', 'ROW', 'DESCRIBED', 'coco_box', 'coco_lists', 'an_id', 'coco_
            'coco_files', 'yolo_row', 'yolo_box', 'yolo_rows', 'labels_of', 'yolo_layout', 'there', 'yaml_sets',
            'data_of', 'yolo_sets', 'names_in', 'names_near', 'listed', 'paired', 'voc_splits']
 
-# %% ../nbs/09_records.ipynb #e31d1feb
+# %% ../nbs/09_records.ipynb #08a00b7c
 import os
 from pathlib import Path
 import numpy as np
 import yaml
-from .adapters import SPACE, Source, adapter, around, file_name, members, pixels, value_at
+from .adapters import SPACE, Source, adapter, around, file_name, possible, members, pixels, value_at
 from .files import IMAGES, FormatError, finder, listing, nfc, numbers, split_of, text_of, yaml_of
 from .ground import say
 
@@ -116,7 +116,7 @@ def coco_files(folder) -> list[tuple[str, Path]]: # split, json
     else: some = [p for p in all if p.name not in ('sidecar.json', 'prepared.json') and has(p, b'"images"')]
     return [(split_of(p.stem) or split_of(p.parent.name), p) for p in some]
 
-# %% ../nbs/09_records.ipynb #3eba1790
+# %% ../nbs/09_records.ipynb #6a8f3cda
 MOST = 10_000 # classes where nobody names them
 ROW = 'A row is `class cx cy w h` (fractions of the picture), or `class x1 y1 x2 y2 x3 y3 ...` for a polygon.'
 
@@ -128,9 +128,9 @@ def yolo_row(text: str, # a row
     v = numbers(f, where, ROW)
     if len(v) < 5: raise FormatError(where, f'found {len(v)} numbers ({text[:40]!r})', ROW)
     if len(v) > 6 and len(v) % 2 == 0: raise FormatError(where, f'found {len(v)} numbers: a corner lacks its y', ROW)
-    if not 0 <= v[0] < 1e9 or v[0] != int(v[0]): raise FormatError(where, f'class {f[0]}', 'Classes are 0, 1, 2 ...')
-    if not n and v[0] >= MOST: raise FormatError(where, f'class {f[0]}', f'Without a list of names classes may go to {MOST - 1}: add data.yaml with the names.')
-    if n and v[0] >= n: raise FormatError(where, f'class {f[0]} is out of range', f'There are {n} names, so classes run from 0 to {n - 1}: mend the row, or add the name to data.yaml.')
+    if not 0 <= v[0] < 1e9 or v[0] != int(v[0]): raise FormatError(where, f'class {f[0][:40]}', 'Classes are 0, 1, 2 ...')
+    if not n and v[0] >= MOST: raise FormatError(where, f'class {f[0][:40]}', f'Without a list of names classes may go to {MOST - 1}: add data.yaml with the names.')
+    if n and v[0] >= n: raise FormatError(where, f'class {f[0][:40]} is out of range', f'There are {n} names, so classes run from 0 to {n - 1}: mend the row, or add the name to data.yaml.')
     return int(v[0]), v[1:]
 
 # %% ../nbs/09_records.ipynb #74e9c66d
@@ -233,13 +233,14 @@ def names_near(folder: Path) -> tuple[list[str], list]: # names, the file they s
     p = next((p for p in (*sorted(folder.glob('*.names')), folder/'classes.txt', folder/'labels'/'classes.txt') if p.is_file()), None)
     return (names_in(p), [p]) if p else ([], [])
 
-# %% ../nbs/09_records.ipynb #c7ff7f64
+# %% ../nbs/09_records.ipynb #b191da1a
 def listed(path: Path, # a list of pictures, one a line
            folder: Path) -> list[tuple[str, str, Path]]: # file, path, labels
     "The pictures of a list: as written, from the list's folder, or by name anywhere under it."
     out, find = [], None
-    for line in text_of(path).splitlines():
+    for k, line in enumerate(text_of(path).splitlines(), 1):
         if not (s := line.strip()): continue
+        if not possible(s): raise FormatError(f'{path}:{k}', f'found {s[:60]!r}', 'A list holds names of pictures, one a line.')
         p = next((q for q in (path.parent/s, Path(s)) if there(q) and q.is_file()), None)
         if p is None:
             find = find or finder(folder)
