@@ -15,13 +15,13 @@ from torch.nn import functional as F
 
 from .cfg import Cfg, CfgError, NO_DETECTOR, conv as conv_keys
 
-# %% ../nbs/02_layers.ipynb #0c80c64a
+# %% ../nbs/02_layers.ipynb #9a03e950
 ACTIVATIONS = dict(
     linear=lambda x: x, none=lambda x: x,
     logistic=torch.sigmoid, sigmoid=torch.sigmoid, loggy=lambda x: 2*torch.sigmoid(x) - 1, tanh=torch.tanh,
     relu=F.relu, relu6=F.relu6, leaky=lambda x: F.leaky_relu(x, .1), revleaky=lambda x: F.leaky_relu(x, .1),
     relie=lambda x: F.leaky_relu(x, .01), ramp=lambda x: F.relu(x) + .1*x, elu=F.elu,
-    selu=lambda x: 1.0507*torch.where(x >= 0, x, 1.6732*torch.expm1(x)), gelu=lambda x: F.gelu(x, approximate='tanh'),
+    selu=lambda x: 1.0507*torch.where(x >= 0, x, 1.6732*(x.exp() - 1)), gelu=lambda x: F.gelu(x, approximate='tanh'),
     swish=F.silu, silu=F.silu, mish=F.mish, softplus=F.softplus,
     h_swish=F.hardswish, hardswish=F.hardswish, hardsigmoid=F.hardsigmoid,
     hard_mish=lambda x: torch.where(x > 0, x, torch.where(x > -2, x*x/2 + x, 0*x)), hardtan=F.hardtanh,
@@ -49,17 +49,18 @@ def activation(layer, default='linear'):
     if name in ACTIVATIONS: return Activation(name)
     raise layer.section.error(f'an activation (Darknet would silently use relu), one of {" ".join(sorted(ACTIVATIONS))}', name, 'activation')
 
-# %% ../nbs/02_layers.ipynb #68434cb6
+# %% ../nbs/02_layers.ipynb #1479a10b
 EPS, BN = 1e-5, dict(momentum=.03)   # Darknet's epsilon; the PyTorch lineage's momentum, which only training sees
 
 class Blur(nn.Module):
-    "Behind a layer with `antialiasing`: [1 2 1]² / 16 (kind 2: a 2×2 mean), with that layer's stride."
-    def __init__(self, kind, stride):
+    "Behind a layer with `antialiasing`: [1 2 1]² / 16 (kind 2: a 2×2 mean), with that layer's stride, on each of its channels."
+    def __init__(self, kind, stride, c):
         super().__init__()
-        self.stride, self.row = stride, [.5, .5] if kind == 2 else [.25, .5, .25]
+        row = [.5, .5] if kind == 2 else [.25, .5, .25]
+        self.stride, self.c, self.kernel = stride, c, [[[[a*b for a in row] for b in row]]]
     def forward(self, x):
-        k, c = x.new_tensor(self.row), x.shape[1]
-        return F.conv2d(x, (k[:, None]*k).expand(c, 1, -1, -1), None, self.stride, int(len(k) == 3), groups=c)
+        k = torch.tensor(self.kernel, dtype=x.dtype, device=x.device)
+        return F.conv2d(x, k.repeat(self.c, 1, 1, 1), None, self.stride, int(len(self.kernel[0][0]) == 3), groups=self.c)
 
 # %% ../nbs/02_layers.ipynb #dd712fb1
 class Conv(nn.Module):
@@ -90,7 +91,7 @@ def fold(m,      # with a BatchNorm `m.bn` or without
     m.bn = None
     return m
 
-# %% ../nbs/02_layers.ipynb #709c4f20
+# %% ../nbs/02_layers.ipynb #1e3beda2
 def _conv(layer):
     "A Conv from [convolutional]; keys that would change its numbers and are not built are refused by name."
     s, k = layer.section, conv_keys(layer.section)
@@ -98,7 +99,7 @@ def _conv(layer):
         if s.int(key, 0): raise s.error('an ordinary convolution', f'{key}={s[key]}, which is not built', key)
     kind, c = Xnor if s.int('xnor', 0) else Conv, layer.in_shapes[0][0]
     return kind(c, k.filters, k.size, k.stride, k.pad, k.dilation, c if layer.type == 'depthwise' else k.groups, k.bn,
-                activation(layer, 'logistic'), k.eps, Blur(blur, k.stride) if (blur := s.int('antialiasing', 0)) else None)
+                activation(layer, 'logistic'), k.eps, Blur(blur, k.stride, k.filters) if (blur := s.int('antialiasing', 0)) else None)
 
 # %% ../nbs/02_layers.ipynb #4485fcd3
 def sign(x): return torch.where(x > 0, torch.ones_like(x), -torch.ones_like(x))
@@ -169,7 +170,7 @@ class AvgPool(nn.Module):
     "[avgpool]: the mean of every channel, as a 1×1 map."
     def forward(self, x): return x.mean((2, 3), keepdim=True)
 
-# %% ../nbs/02_layers.ipynb #70ffcaaa
+# %% ../nbs/02_layers.ipynb #f7e14dc4
 def _pool(layer):
     "Pool from [maxpool] or [local_avgpool]."
     s, avg = layer.section, layer.type == 'local_avgpool'
@@ -177,7 +178,7 @@ def _pool(layer):
     stride = s.int('stride', 1)
     size, steps = s.int('size', stride), (s.int('stride_y', stride), s.int('stride_x', stride))
     blur = not avg and s.int('antialiasing', 0)
-    return Pool(size, steps, s.int('padding', size - 1), avg, Blur(blur, steps) if blur else None)
+    return Pool(size, steps, s.int('padding', size - 1), avg, Blur(blur, steps, layer.shape[0]) if blur else None)
 
 BUILD |= {'maxpool': _pool, 'local_avgpool': _pool, 'avgpool': lambda layer: AvgPool()}
 

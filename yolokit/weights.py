@@ -9,7 +9,7 @@ __all__ = ['norm', 'module_tensors', 'layout', 'Row', 'Report', 'WeightsError', 
            'v5_oddity', 'from_yolov5', 'check', 'as_pytorch', 'fits', 'recognised', 'from_state', 'inside',
            'load_checkpoint', 'class_rows', 'class_layers', 'surgery', 'transfer']
 
-# %% ../nbs/05_weights.ipynb #a3eadcf7
+# %% ../nbs/05_weights.ipynb #eb6225be
 import os
 import struct
 from dataclasses import dataclass, field
@@ -21,11 +21,11 @@ from torch import nn
 
 from . import pickles, zoo
 from .cfg import Cfg, conv, head_sections
-from .layers import Connected, Conv, Implicit, Local, Shortcut
+from .layers import Connected, Conv, Implicit, Local, SE, Shortcut
 from .model import Detector, without_batchnorm
 from .pickles import Array, Record, Refused
 
-# %% ../nbs/05_weights.ipynb #51584bd4
+# %% ../nbs/05_weights.ipynb #74368e4a
 def norm(bn, s=None): # s: the section; dontloadscales leaves only the bias
     rows = [('bias', bn.bias), ('scale', bn.weight), ('mean', bn.running_mean), ('variance', bn.running_var)]
     return rows[:1] if s is not None and s.int('dontloadscales', 0) else rows
@@ -41,6 +41,7 @@ def module_tensors(m, s, # a module and its cfg section
         w = m.linear.weight.t() if transposed else m.linear.weight
         return [norm(m.bn)[0], ('weights', w)] + norm(m.bn, s)[1:] if m.bn else [('bias', m.linear.bias), ('weights', w)]
     if isinstance(m, nn.BatchNorm2d): return norm(m)
+    if isinstance(m, SE): return [('squeeze', m.squeeze.weight), ('excite', m.excite.weight)]   # SpursLipu's order
     if isinstance(m, Local): return [('bias', m.bias), ('weights', m.weight)]
     if isinstance(m, Shortcut) and m.weight is not None or isinstance(m, Implicit): return [('weights', m.weight)]
     return []
