@@ -2,12 +2,13 @@
 
 CPU time, not wall time, and the median of several turns taken alternately: the machine may be busy, ratios hold.
 """
-import os, statistics, time
+import os, statistics, tempfile, time
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np, torch
 
-from yolokit import datasets, evaluate, ground, zoo
+from yolokit import datasets, evaluate, ground, weights, zoo
 from yolokit.augment import Augment
 from yolokit.detect import nms
 from yolokit.loader import Loader
@@ -81,8 +82,15 @@ def judging():
     line('the 12 numbers, 500 images, 10,000 detections', turns(1, **{b: (lambda b=b: evaluate.coco(truth, found, b)) for b in ('pycocotools', 'faster-coco-eval')}))
 
 
+def reading():
+    with tempfile.TemporaryDirectory() as folder:
+        path, d = Path(folder)/'yolov4.weights', Detector(zoo.build('yolov4'))
+        weights.write_weights(d, path)
+        line('yolov4.weights, 258 MB', turns(5, **{'np.fromfile': lambda: np.fromfile(path, np.uint8), 'read_weights': lambda: weights.read_weights(d, path)}))
+
+
 if __name__ == '__main__':
     torch.set_num_threads(1)
     cpu = next((l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')), '') if os.path.exists('/proc/cpuinfo') else ''
     print(f'{cpu}, {os.cpu_count()} cores, torch {torch.__version__}, one thread; CPU time, medians')
-    for part in (training, loading, suppression, judging): part()
+    for part in (training, loading, reading, suppression, judging): part()

@@ -221,3 +221,282 @@ def test_reading_needs_no_time_for_bombs(tmp_path):
     with pytest.raises(WeightsError): load_checkpoint(in_zip(tmp_path/'a.pt', program(own)))
     module = pickles.interpret(io.BytesIO(program(own)), None)
     with pytest.raises(pickles.Refused, match='occurs twice'): pickles.module_arrays(module)
+
+
+# ---- checkpoints as their authors' code writes them: the same module trees, from classes made here
+
+def fake(module, n): # a class whose pickles look like YOLOv5's
+    sys.modules.setdefault(module, types.ModuleType(module))
+    def forward_fuse(self, x): return x
+    cls = type(n, (nn.Module,), {'__module__': module, 'forward_fuse': forward_fuse})
+    setattr(sys.modules[module], n, cls)
+    return cls
+
+
+@pytest.fixture
+def v5():
+    "A builder of pickled YOLOv5 networks: tree(detector) gives the module whose tensors are the detector's."
+    before = set(sys.modules)
+    fake('models', 'X')
+    Model, Detect = fake('models.yolo', 'Model'), fake('models.yolo', 'Detect')
+    kinds = {k: fake('models.common', k) for k in ('Conv', 'C3', 'Bottleneck', 'SPPF', 'Concat')}
+
+    def conv_(c, fused):
+        m = kinds['Conv']()
+        m.conv = c.conv
+        if c.bn is not None: m.bn = c.bn
+        m.act = nn.SiLU()
+        if fused: m.forward = m.forward_fuse
+        return m
+
+    def tree(d, heads, nc, depth, width, names, fused=False):
+        kinds_ = ('Conv' + ' Conv C3'*(heads + 1) + ' SPPF' + ' Conv Upsample Concat C3'*(heads - 1) + ' Conv Concat C3'*(heads - 1) + ' Detect').split()
+        joins = {3: [6, 4, 14, 10, [17, 20, 23]], 4: [8, 6, 4, 20, 16, 12, [23, 26, 29, 32]]}[heads]
+        by, lines = {}, d.cfg.text.split('\n')
+        for s in d.cfg.sections[1:]:
+            if lines[s.line - 2].startswith('# model.'): by[lines[s.line - 2][2:]] = d.layers[s.index - 1]
+        layers = nn.Sequential()
+        for i, k in enumerate(kinds_):
+            mine = {n.removeprefix(f'model.{i}').lstrip('.'): c for n, c in by.items() if n == f'model.{i}' or n.startswith(f'model.{i}.')}
+            m = conv_(mine[''], fused) if k == 'Conv' else nn.Upsample(None, 2, 'nearest') if k == 'Upsample' else Detect() if k == 'Detect' else kinds[k]()
+            if k in ('C3', 'SPPF'):
+                for n in ('cv1', 'cv2', 'cv3')[:2 if k == 'SPPF' else 3]: setattr(m, n, conv_(mine[n], fused))     # not the cfg's order
+            if k == 'C3':
+                m.m = nn.Sequential()
+                for j in range(sum(n.endswith('.cv1') and n.startswith('m.') for n in mine)):
+                    b = kinds['Bottleneck'](); b.cv1, b.cv2, b.add = conv_(mine[f'm.{j}.cv1'], fused), conv_(mine[f'm.{j}.cv2'], fused), i < 2*heads + 3
+                    m.m.append(b)
+            m.i, m.f, m.type = i, -1 if k not in ('Concat', 'Detect') else [-1, joins.pop(0)] if k == 'Concat' else joins[0], k
+            if k == 'Detect':
+                m.nc, m.nl, m.m = nc, heads, nn.ModuleList(d.layers[h.conv].conv for h in d.heads)
+                stride = torch.tensor([float(h.stride) for h in d.heads])
+                m.register_buffer('anchors', torch.tensor(np.stack([h.anchors for h in d.heads]), dtype=torch.float32)/stride.view(-1, 1, 1))
+            layers.append(m)
+        out = Model()
+        out.model, out.names, out.yaml, out.stride = layers, names, {'nc': nc, 'depth_multiple': depth, 'width_multiple': width, 'backbone': [], 'head': []}, stride
+        return out
+    yield tree
+    for k in set(sys.modules) - before: del sys.modules[k]
+
+
+def trained(d): # BatchNorms that have seen something
+    g = torch.Generator().manual_seed(5)
+    for m in d.modules():
+        if isinstance(m, nn.BatchNorm2d): m.running_mean.normal_(0, .3, generator=g); m.running_var.uniform_(.5, 2, generator=g)
+    return d
+
+
+def same_outputs(a, b, size=64, tolerance=0.):
+    x = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    a, b = a.double().eval(), b.double().eval()
+    with torch.no_grad(): return max((p - q).abs().max().item() for p, q in zip([*a(x), a.decode(a(x))], [*b(x), b.decode(b(x))])) <= tolerance
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('size, how', [('yolov5n', ''), ('yolov5n', 'fused'), ('yolov5n', 'half ema legacy'), ('yolov5n6', 'dict parallel'), ('yolov5n', 'own width')])
+def test_yolov5(v5, tmp_path, size, how):
+    heads, dw = (4 if size[-1] == '6' else 3), zoo.V5['n'] if 'own' not in how else (.2, .125)
+    names = ['소형차', 'bus', 'van']
+    d = trained(Detector(zoo.yolov5(3, depth=dw[0], width=dw[1], p6=heads == 4).cfg(size), names, seed=1))
+    if 'fused' in how: d.fuse()
+    if 'half' in how: d.half()
+    m = v5(d, heads, 3, *dw, dict(enumerate(names)) if 'dict' in how else names, 'fused' in how)
+    if 'parallel' in how: p = nn.DataParallel.__new__(nn.DataParallel); nn.Module.__init__(p); p.module = m; m = p
+    other = v5(Detector(d.cfg, names, seed=9), heads, 3, *dw, names) if 'ema' in how else None
+    torch.save({'epoch': -1, 'best_fitness': np.array([.5]), 'model': other or m, 'ema': m if 'ema' in how else None, 'optimizer': None, 'opt': {'weights': Path('x/y.pt')}, 'date': 'now'},
+               tmp_path/'v5.pt', _use_new_zipfile_serialization='legacy' not in how)
+    got = load_checkpoint(tmp_path/'v5.pt')
+    assert got.names == names and got.cfg.name == (size if 'own' not in how else 'yolov5-0.2-0.125')
+    assert [h.anchors.tolist() for h in got.heads] == [h.anchors.tolist() for h in d.heads] and same_outputs(d.float(), got, 64*2)
+    assert all(p.dtype == torch.float64 for p in got.parameters())
+
+
+def test_yolov5_from_an_edited_yaml_is_named(v5, tmp_path):
+    def refused(words, edit):
+        m = v5(Detector(zoo.build('yolov5n', 3), seed=1), 3, 3, *zoo.V5['n'], ['a', 'b', 'c'])
+        edit(m)
+        torch.save({'model': m}, tmp_path/'v5.pt')
+        with pytest.raises(WeightsError, match=words): load_checkpoint(tmp_path/'v5.pt')
+    refused('model.13 has bottlenecks with a sum', lambda m: setattr(m.model[13].m[0], 'add', True))
+    refused(r'model.12 is Concat of \[-1, 4\], not Concat of \[-1, 6\]', lambda m: setattr(m.model[12], 'f', [-1, 4]))
+    refused('model.0 has the activation Hardswish', lambda m: setattr(m.model[0], 'act', nn.Hardswish()))
+    refused('model.1 has BatchNorms with ε 1e-05', lambda m: setattr(m.model[1].bn, 'eps', 1e-5))
+    refused('YOLOv5 checkpoint .* not the tree', lambda m: m.model.append(nn.Identity()))
+    refused('not the tree', lambda m: m.model.__delitem__(24))
+    refused('its yaml, anchors or stride', lambda m: m.yaml.update(depth_multiple=10**9))
+    refused(r'model.2.cv1.conv is \(8, 32, 1, 1\)', lambda m: setattr(m.model[2].cv1, 'conv', nn.Conv2d(32, 8, 1, bias=False)) or setattr(m.model[2].cv1, 'bn', nn.BatchNorm2d(8, eps=.001)))
+
+
+def theirs(d, prefix='module_list', implicit=True): # our state dict under YOLOR's and PyTorch_YOLOv4's names
+    out = {}
+    for k, t in d.state_dict().items():
+        _, i, *part = k.split('.')
+        part = {'conv': 'Conv2d', 'bn': 'BatchNorm2d'}.get(part[0], part[0]) + '.' + part[-1] if len(part) > 1 else 'implicit'
+        out[f'{prefix}.{i}.{part}'] = t
+    return out
+
+
+SMALL_YOLOR = '''[net]
+width=64
+height=64
+channels=3
+[reorg]
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+stride=2
+pad=1
+activation=silu
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+stride=2
+pad=1
+activation=silu
+[implicit_add]
+filters=8
+[implicit_mul]
+filters=21
+[route]
+layers=-3
+[shift_channels]
+from=3
+[convolutional]
+filters=21
+size=1
+activation=linear
+[control_channels]
+from=4
+[yolo]
+mask=0,1,2
+anchors=10,10, 16,16, 26,26
+classes=2
+num=3
+scale_x_y=1.05
+'''
+
+
+def test_yolor_with_its_cfg(tmp_path):
+    "Names, ε and decoding are those of its code: the cfg says scale_x_y=1.05, the code (2σ)²."
+    (tmp_path/'small.cfg').write_text(SMALL_YOLOR)
+    exact = Cfg.parse(SMALL_YOLOR.replace('scale_x_y=1.05', 'scale_x_y=2.0\nnew_coords=1').replace('activation=silu', 'activation=silu\neps=.0001'))
+    d = trained(Detector(exact, seed=3))
+    torch.save({'epoch': 0, 'training_results': None, 'model': theirs(d, 'module.module_list'), 'optimizer': {'state': {0: {'momentum_buffer': torch.zeros(3)}}}}, tmp_path/'y.pt')
+    got = load_checkpoint(tmp_path/'y.pt', tmp_path/'small.cfg')
+    assert same_outputs(d, got)
+    with pytest.raises(WeightsError, match='no network of the zoo'): load_checkpoint(tmp_path/'y.pt')
+    state = theirs(d.float())
+    torch.save({k.replace('.7.', '.8.'): t for k, t in state.items()}, tmp_path/'y.pt')
+    with pytest.raises(WeightsError, match='module_list.8.Conv2d fits layer 7 of small'): load_checkpoint(tmp_path/'y.pt', tmp_path/'small.cfg')
+    torch.save({k: t for k, t in state.items() if 'implicit' not in k}, tmp_path/'y.pt')
+    with pytest.raises(WeightsError, match='its shapes are not those of small'): load_checkpoint(tmp_path/'y.pt', tmp_path/'small.cfg')
+    torch.save(state | {'module_list.8.w': torch.ones(2)}, tmp_path/'y.pt')
+    with pytest.raises(WeightsError, match='module_list.8 holds w'): load_checkpoint(tmp_path/'y.pt', tmp_path/'small.cfg')
+
+
+def test_the_zoo_is_recognised_only_where_shapes_suffice(tmp_path):
+    for n, prefix, words in (('yolov4-tiny', 'module_list', 'Give its cfg'), ('yolov4-tiny', 'models', ''), ('yolov3-tiny', 'module_list', '')):
+        torch.save({'model': theirs(d := Detector(zoo.build(n, 3), seed=1), prefix)}, tmp_path/'s.pt')
+        if words:
+            with pytest.raises(WeightsError, match=words): load_checkpoint(tmp_path/'s.pt')
+        else:
+            got = load_checkpoint(tmp_path/'s.pt')
+            assert (got.cfg.name, got.nc) == (n, 3) and all(torch.equal(a, b) for a, b in zip(d.state_dict().values(), got.state_dict().values()))
+
+
+def test_our_own_checkpoints_load_with_weights_only_as_well(tmp_path):
+    from yolokit.weights import checkpoint
+    d = Detector(zoo.build('yolokit-nano', 3), ['a', 'b', '다'], seed=2).half()
+    torch.save(checkpoint(d, epoch=3, note={'x': [1, None]}), tmp_path/'o.pt')
+    assert torch.load(tmp_path/'o.pt', weights_only=True)['names'] == ['a', 'b', '다'] and state_hash(load_checkpoint(tmp_path/'o.pt')) == state_hash(d.float())
+
+
+# ---- .weights
+
+def published_bytes(cfg, seed=0, version=(0, 2, 5)): # a file of random numbers, its length counted from the plan alone
+    n = sum(l.params + (2*l.section.int('filters') if l.type == 'convolutional' and l.section.int('batch_normalize', 0) and 'share_index' not in l.section else 0) for l in cfg.plan())
+    rng = np.random.Generator(np.random.Philox(seed))
+    return struct.pack('<3iQ', *version, 32013312 + 2**33) + (rng.random(n, np.float32) + 2**-20).astype('<f4').tobytes()
+
+
+def there_and_back(cfg, folder):
+    (folder/'in').write_bytes(published_bytes(cfg))
+    d = Detector(cfg)
+    r = read_weights(d, folder/'in')
+    assert (r.left, r.seen, r.version) == (0, 32013312 + 2**33, (0, 2, 5)) and sum(x.bytes for x in r.rows) == (folder/'in').stat().st_size - 20
+    assert [x.start for x in r.rows] == list(np.cumsum([20] + [x.bytes for x in r.rows[:-1]]))
+    write_weights(d, folder/'out', r.seen, r.version, r.implicit)
+    assert (folder/'out').read_bytes() == (folder/'in').read_bytes()
+
+
+SMALL_ONES = ['yolokit-nano', 'yolov4-tiny', 'yolov5n', 'yolov5n6']
+@pytest.mark.parametrize('n', SMALL_ONES)
+def test_read_write_is_identical(n, tmp_path): there_and_back(zoo.build(n), tmp_path)
+
+@pytest.mark.soak
+@pytest.mark.parametrize('n', [n for n in zoo.names() if n not in SMALL_ONES])
+def test_read_write_is_identical_for_the_whole_zoo(n, tmp_path): there_and_back(zoo.build(n), tmp_path)
+
+
+BASE = '[net]\nwidth=16\nheight=16\nchannels=3\n[convolutional]\nbatch_normalize=1\nfilters=4\nsize=3\nstride=2\npad=1\nactivation=leaky\n%s[convolutional]\nfilters=14\nsize=1\nactivation=linear\n[yolo]\nmask=0,1\nanchors=2,2, 4,4\nclasses=2\nnum=2\n'
+CONV = '[convolutional]\nbatch_normalize=1\nfilters=4\nsize=3\npad=1\nactivation=mish\n'
+SECTIONS = { # what stands in the middle: floats that it stores
+    'conv': (CONV, 16 + 4*36), 'conv without BatchNorm': (CONV.replace('batch_normalize=1\n', ''), 4 + 4*36), 'groups': (CONV + 'groups=2\n', 16 + 4*18), 'dontload': (CONV + 'dontload=1\n', 0), 'dontloadscales': (CONV + 'dontloadscales=1\n', 4 + 4*36),
+    'share_index': (CONV + CONV + 'share_index=1\n', 16 + 4*36), 'flipped': (CONV.replace('filters=4', 'filters=6') + 'flipped=1\n', 24 + 6*36), 'connected': ('[connected]\noutput=64\nactivation=leaky\n', 64 + 64*256), 'connected with BatchNorm': ('[connected]\nbatch_normalize=1\noutput=64\nactivation=leaky\n', 4*64 + 64*256),
+    'connected, dontloadscales': ('[connected]\nbatch_normalize=1\ndontloadscales=1\noutput=64\nactivation=leaky\n', 64 + 64*256), 'batchnorm': ('[batchnorm]\n', 16), 'local': ('[local]\nfilters=3\nsize=3\npad=1\nactivation=leaky\n', 3*64 + 64*3*36),
+    'shortcut per feature': (CONV + '[shortcut]\nfrom=-2\nweights_type=per_feature\nactivation=linear\n', 16 + 4*36 + 2), 'shortcut per channel': (CONV + '[shortcut]\nfrom=-2\nweights_type=per_channel\nactivation=linear\n', 16 + 4*36 + 8),
+    'implicit': ('[implicit_add]\nfilters=4\n[shift_channels]\nfrom=-1\n', None)}
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('version, wide', [((0, 1, 0), 4), ((0, 2, 0), 8), ((0, 2, 5), 8), ((1001, 0, 0), 8)])
+@pytest.mark.parametrize('what', SECTIONS)
+def test_every_section_that_holds_weights(what, version, wide, tmp_path):
+    body, floats = SECTIONS[what]
+    if what == 'implicit': body = CONV + '[implicit_add]\nfilters=4\n[route]\nlayers=-2\n[shift_channels]\nfrom=-2\n'; floats = 16 + 4*36 + 4
+    text = BASE % body
+    cfg = Cfg.parse(text)
+    first, last = 16 + 4*27, 14 + 14*{'flipped': 6, 'local': 3, 'connected': 64, 'connected with BatchNorm': 64, 'connected, dontloadscales': 64}.get(what, 4)
+    for layout_ in ((True, False) if what == 'implicit' else (True,)):
+        n = first + floats + last - (4 if not layout_ else 0)
+        rng = np.random.Generator(np.random.Philox(7))
+        data = struct.pack('<3i', *version) + (2**31 + 5).to_bytes(wide, 'little') + (rng.random(n, np.float32) + .5).astype('<f4').tobytes()
+        (tmp_path/'in').write_bytes(data)
+        a, b = Detector(cfg, seed=1), Detector(cfg, seed=2)
+        r = read_weights(a, tmp_path/'in'); read_weights(b, tmp_path/'in')
+        assert (r.version, r.seen, r.left, r.implicit) == (version, 2**31 + 5, 0, layout_)
+        write_weights(a, tmp_path/'out', r.seen, r.version, r.implicit)
+        assert (tmp_path/'out').read_bytes() == data
+        if 'dontload' not in what and layout_: assert state_hash(a) == state_hash(b)
+        for cut in (4, n*4 - 8):                                                   # short and long ones name the layer
+            (tmp_path/'in').write_bytes(data[:-cut])
+            with pytest.raises(WeightsError, match=r'too short. Layer \d+ \[\w+\] \(line \d+'): read_weights(b, tmp_path/'in')
+        (tmp_path/'in').write_bytes(data + b'\0'*8)
+        with pytest.raises(WeightsError, match='too long. The last layer' if layout_ else 'too (long|short). '): read_weights(b, tmp_path/'in')
+        before = state_hash(b)
+        (tmp_path/'in').write_bytes(data[:12 + wide] + struct.pack('<f', -1.)*n)
+        with pytest.raises(WeightsError, match='variance below zero'): read_weights(b, tmp_path/'in')
+        assert state_hash(b) == before
+
+
+def test_transposed_connected_layers():
+    "Version above 1000: Darknet transposes what it read (parser.c: transpose_matrix(weights, inputs, outputs))."
+    cfg = Cfg.parse(BASE % SECTIONS['connected'][0])
+    d = Detector(cfg, seed=1)
+    new, old = [{(i, n): t for i, _, n, t in layout(d, transposed)} for transposed in (False, True)]
+    assert torch.equal(new[1, 'weights'], old[1, 'weights'].t()) and new[1, 'weights'].shape == (64, 256)
+
+
+def test_surgery_reaches_the_implicit_vectors(tmp_path):
+    "YOLOR's factors behind the head have a number for each class as well."
+    src = Detector(Cfg.parse(SMALL_YOLOR).with_classes(4), ['car', 'bus', 'van', 'truck'], seed=1)
+    dst = Detector(Cfg.parse(SMALL_YOLOR), ['화물차', 'car'], seed=2)
+    before = dst.layers[4].weight.detach().clone().view(3, 7)
+    r = transfer(dst, src, {'화물차': 'truck'})
+    a, b = dst.layers[4].weight.view(3, 7), src.layers[4].weight.view(3, 9)
+    assert torch.equal(a[:, :5], b[:, :5]) and torch.equal(a[:, 5], b[:, 8]) and torch.equal(a[:, 6], b[:, 5]) and not torch.equal(before, a)
+    assert {x.name for x in r.rows if x.how == 'sliced'} == {'layers.4.weight', 'layers.7.conv.weight', 'layers.7.conv.bias'} and r.count('new') == 0
+    half = transfer(Detector(Cfg.parse(SMALL_YOLOR), ['x', 'car'], seed=3), src)
+    assert '1 of 2 classes' in str(half) and half.count('unused') == 0
