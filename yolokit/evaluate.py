@@ -7,7 +7,7 @@ __all__ = ['NUMBERS', 'BACKENDS', 'SIZES', 'KEEP', 'as_coco', 'backend_classes',
            'by_class', 'coco', 'uniform', 'results', 'compare_backends', 'plot_pr', 'summary', 'validator', 'judge',
            'EvaluateConfig', 'both_sides']
 
-# %% ../nbs/41_evaluate.ipynb #0db978e5
+# %% ../nbs/41_evaluate.ipynb #d98e06ab
 import gc, io, json, time
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from .boxes import xyxy2xywh
 from .curves import confusion, operating, plot_confidence, plot_confusion
 from .certainty import WHAT, interval, paired, plot_paired
-from .detect import Asked, chosen, collect, data_of, detect, out_of
+from .detect import Asked, chosen, collect, data_of, detect, how, out_of
 from .formats import detections as read_detections
 from .ground import atomic, root
 from .images import color, style
@@ -270,7 +270,7 @@ class EvaluateConfig(Asked):
     backend: str = 'faster-coco-eval' # or 'pycocotools'
     check: bool = True # ask the other backend too
 
-# %% ../nbs/41_evaluate.ipynb #740ef2a2
+# %% ../nbs/41_evaluate.ipynb #85029d16
 def both_sides(c: EvaluateConfig) -> tuple: # truth, detections, folder to write to
     "What a config asks to be judged."
     backend_classes(c.backend)  # a misspelt one is told before the work
@@ -282,5 +282,5 @@ def both_sides(c: EvaluateConfig) -> tuple: # truth, detections, folder to write
         there = ', '.join(f'{k or "no split"} {v[1:].sum()}' for k, v in data.counts().items())
         raise EvaluateError(f'the split {c.split!r} has no boxes to judge by; boxes by split: {there}')
     if c.predictions: found = results(root()/c.predictions, truth)
-    else: found = detect(detector, truth, (c.width, c.height), c.conf, c.iou, c.max_det, c.bs, mode=c.mode, dtype=c.dtype, workers=c.workers)
+    else: found = detect(detector, truth, **how(c))
     return truth, found, out_of(c, run, 'evaluate')
