@@ -6,7 +6,7 @@
 __all__ = ['GEOMETRY', 'POINTERS', 'CHANNELWISE', 'WORDS', 'Node', 'conv_node', 'connected_node', 'nodes_of', 'conv_options',
            'sections_of', 'detector_of', 'use', 'readers', 'insert', 'drop_idle', 'drop_unread', 'affine', 'constant',
            'norm', 'channelwise', 'scale_out', 'scale_in', 'is_affine', 'melt', 'undilate', 'centre', 'sorter',
-           'on_pixels', 'geometry', 'weighted', 'chain', 'respell', 'fold', 'norms', 'heads', 'lower']
+           'on_pixels', 'geometry', 'weighted', 'chain', 'doubled', 'respell', 'fold', 'norms', 'heads', 'lower']
 
 # %% ../nbs/48_lower.ipynb #0c5c33d9
 import re
@@ -301,7 +301,14 @@ def chain(nodes: list, n: Node) -> str:
     n.keys = dict(activation=n.act)
     return f'line {n.line}: [shortcut] of {len(rest)} sources{", weighted," * (w is not None)} as plain ones'
 
-# %% ../nbs/48_lower.ipynb #69f8a038
+# %% ../nbs/48_lower.ipynb #636e12d5
+def doubled(n: Node) -> str:
+    "A layer added to itself, as a convolution; in place. DeepStream's parser refuses from=-1."
+    c = n.shape[0]
+    n.kind, n.keys, n.inputs, n.groups = 'convolutional', {}, n.inputs[:1], c
+    n.w, n.b = torch.full((c, 1, 1, 1), 2., dtype=torch.float64), torch.zeros(c, dtype=torch.float64)
+    return f'line {n.line}: a layer added to itself as a convolution'
+
 def respell(nodes: list) -> list: # of str
     "Shortcuts and routes with one meaning, activations with the name Darknet knows."
     done = []
@@ -315,7 +322,7 @@ def respell(nodes: list) -> list: # of str
         n.act = WORDS.get(n.act, n.act)
         if n.kind != 'convolutional' and 'activation' in n.keys: n.keys['activation'] = n.act
         if n.kind == 'alternate_channels': raise ValueError(f'line {n.line}: [alternate_channels] cannot be said in plain Darknet')
-    return done
+    return done + [doubled(n) for n in nodes if n.kind == 'shortcut' and n.inputs[0] is n.inputs[1]]
 
 # %% ../nbs/48_lower.ipynb #bfc30838
 def fold(n: Node) -> None:
