@@ -149,7 +149,7 @@ def check(cfg: Cfg, target: str) -> list:
     "What a target would reject or silently ignore: chapter 49."
     return targets.check(cfg, target) if hasattr(targets, "check") else []
 
-# %% ../nbs/50_export.ipynb #00ba99f3
+# %% ../nbs/50_export.ipynb #b7f4ba40
 def free(folder, *names) -> list: # of Path
     "Files to write; the folder is made, nothing in it is overwritten."
     folder = Path(folder)
@@ -161,6 +161,7 @@ def free(folder, *names) -> list: # of Path
 def write_text(path, text: str) -> None:
     with atomic(path) as part: part.write_text(text, encoding='utf-8')
 
+# %% ../nbs/50_export.ipynb #9c2fbaa8
 def write_darknet(detector: Detector, folder, bn='fold', images=None, mode='letterbox') -> Export:
     "to_darknet without the last word."
     name = detector.cfg.name
@@ -178,6 +179,7 @@ def write_darknet(detector: Detector, folder, bn='fold', images=None, mode='lett
     try_opencv(e, cfg_path, weights_path, detector, again, inputs)
     return e
 
+# %% ../nbs/50_export.ipynb #ff3f5be4
 def to_darknet(detector: Detector,
                folder,          # gets <network>.cfg, .weights and .names
                bn='fold',       # or 'keep': BatchNorms stay, with Darknet's epsilon, to go on training there
