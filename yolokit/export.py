@@ -227,7 +227,7 @@ def nms_gaps(model, detector: Detector, x, conf, iou, max_det, top) -> tuple: # 
         px, sc = max(px, gap[:, :4].max()), max(sc, gap[:, 4:].max())
     return np.nan, float(px), float(sc)
 
-# %% ../nbs/50_export.ipynb #1bc371ef
+# %% ../nbs/50_export.ipynb #bb26179d
 def try_onnx(e: Export, model: Path, detector, inputs, form, half=False, **kw) -> None:
     "Rows for ONNX Runtime, or a note that it is not there."
     try: run = session(model)
@@ -239,6 +239,7 @@ def try_onnx(e: Export, model: Path, detector, inputs, form, half=False, **kw) -
         maps, boxes = reference(detector, detector, one)
         e.rows.append(Row('onnxruntime' + ' fp16'*half, on, *form_gaps(form, [o[i:i+1] for o in out], maps, boxes)))
 
+# %% ../nbs/50_export.ipynb #b55c196d
 def to_onnx(detector: Detector,
             folder,             # gets <network>.onnx
             form='decoded',     # 'raw', 'decoded', 'boxes' or 'nms': see graph.graph
