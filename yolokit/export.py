@@ -300,7 +300,7 @@ def config_text(name, sections: dict) -> str:
         out += ['', f'[{section}]'] + [line for why, key, value in rows for line in (f'# {why}', f'{key}={value}')]
     return '\n'.join(out) + '\n'
 
-# %% ../nbs/50_export.ipynb #6bd0cd4e
+# %% ../nbs/50_export.ipynb #aa50dcbb
 def read_config(path) -> dict: # section → {key: value}
     "A key file as GLib reads it: comments are lines beginning with #, nothing is cut from a value."
     out, section = {}, None
@@ -311,6 +311,7 @@ def read_config(path) -> dict: # section → {key: value}
         else: section[line.partition('=')[0].strip()] = line.partition('=')[2].strip()
     return out
 
+# %% ../nbs/50_export.ipynb #8d987290
 def deepstream_objects(rows: np.ndarray, # (N, 6) one frame of the output
                        config: dict,     # read_config's
                        w: int, h: int,   # of the network's input
