@@ -367,12 +367,12 @@ def once(rows: list) -> list: # (slot, text)
     seen = {-1}
     return [(-1 if k in seen else seen.add(k) or k, s) for k, s in rows]
 
-# %% ../nbs/12_formats.ipynb #d36dbea0
+# %% ../nbs/12_formats.ipynb #303e36cc
 def yolo_papers(t: Table, path: Path, names: list) -> None:
     "data.yaml."
     parts = {s: f'images/{s}' for s in ('train', 'val', 'test') if s in t.images['split']}
     if not parts and t.n_images: parts = dict(train='images')
-    old = next((yaml.safe_load(p.text) for p in t.extra.get('papers', ()) if '.y' in p.file), {})
+    old = next((yaml.safe_load(p.text) for p in t.extra.get('papers', ()) if '.y' in p.file and t.extra.get('format') == 'yolo'), {})
     rest = {k: v for k, v in old.items() if k not in ('path', 'train', 'val', 'valid', 'test', 'nc', 'names', 'download')}
     conf = {'path': '.', **parts, 'nc': len(t.names), 'names': list(t.names)} | rest
     (path/'data.yaml').write_text(yaml.safe_dump(conf, sort_keys=False, allow_unicode=True), encoding='utf-8')
@@ -605,7 +605,7 @@ def save_sidecar(t: Table, keys: list, # how each image is found again
     extra = {k: [number[id(s)] for s in v] if k in ('sources', 'papers') else v for k, v in t.extra.items() if k in ('format', 'sources', 'papers', 'count', 'own_ids', 'adapter')}
     save_json(dict(yolokit='sidecar 1', keys=keys, written=written, names=t.names, category_ids=t.category_ids, extra=extra, **tables, sources=sources), sidecar_path(path), default=str)
 
-# %% ../nbs/12_formats.ipynb #160c7fae
+# %% ../nbs/12_formats.ipynb #5d0be3be
 def load_sidecar(path: Path) -> tuple[Table, list, list] | None: # the table as it was, keys, class names as written
     "What lies beside a folder or file."
     p = sidecar_path(path)
@@ -616,13 +616,14 @@ def load_sidecar(path: Path) -> tuple[Table, list, list] | None: # the table as 
         tables = [{k: [None if v is None else sources[v] for v in c] if k == 'source' else c for k, c in d[n].items()} for n in ('images', 'boxes')]
         tables[1] |= {k: [v and tuple(map(tuple, v)) for v in tables[1][k]] for k in ('polygon',) if k in tables[1]}
         extra = {k: [sources[i] for i in v] if k in ('sources', 'papers') else v for k, v in d['extra'].items()}
+        if 'adapter' in extra: extra['adapter'] = yaml.safe_load(extra['papers'][0].text)  # json would make its codes texts
         t = Table.make(*tables, d['names'], d['category_ids'], extra)
         src = t.images.get('source', np.full(t.n_images, None))
         for places, rows, of in (('images', t.images.get('place', ()), src), ('boxes', t.boxes.get('slot', ()), src[t.boxes['image']])):
             if any(s is not None and k >= max(1, len(getattr(s, places))) for k, s in zip(rows, of)): raise ValueError(places)
         if (len(d['keys']), len(d['written'])) == (t.n_images, len(t.names)): return t, *([str(k) for k in d[n]] for n in ('keys', 'written'))
-        why = 'counts differ'
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as e: why = f'{type(e).__name__}: {str(e)[:60]}'
+        why = 'counts'
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, yaml.YAMLError) as e: why = f'{type(e).__name__}: {str(e)[:60]}'
     raise FormatError(p, f'not a sidecar that yolokit wrote ({why})', 'Remove it to read the folder without what it keeps.')
 
 # %% ../nbs/12_formats.ipynb #6b77fc01
