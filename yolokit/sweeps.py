@@ -7,8 +7,8 @@ __all__ = ['KINDS', 'DONE', 'FILTERS', 'STAMP', 'SweepError', 'Range', 'words', 
            'optuna', 'SweepConfig', 'folder_of', 'study_of', 'suggest', 'objective', 'revive', 'left', 'work', 'search',
            'parallel', 'told', 'collected', 'metric_lines', 'report', 'once', 'sweep']
 
-# %% ../nbs/45_sweeps.ipynb #98f0cd02
-import itertools, json, math, os, re, shlex, signal, socket, subprocess, sys, time, typing
+# %% ../nbs/45_sweeps.ipynb #ede7b1d5
+import importlib, itertools, json, math, os, re, shlex, signal, socket, subprocess, sys, time, typing
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -94,10 +94,10 @@ def trial(what: str, values: dict, # of the app's parameters
         raise SweepError('a sweep of finetune starts from weights: name them in fixed (weights=runs/baseline-001/weights/best.pt), or sweep stage=baseline')
     return stage(c, evaluate=telling(evaluate.validator, tell), finish=deliver).info['result']
 
-# %% ../nbs/45_sweeps.ipynb #52d0da9b
+# %% ../nbs/45_sweeps.ipynb #3b27f379
 def optuna():
     "Optuna, or how to get it."
-    try: import optuna as o
+    try: o = importlib.import_module('optuna')
     except ImportError: raise SweepError('a sweep on this machine needs Optuna: pip install "yolokit[sweep]"') from None
     o.logging.set_verbosity(o.logging.WARNING)
     return o
