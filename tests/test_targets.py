@@ -117,15 +117,14 @@ def test_check_against_opencv_over_the_corpus(tmp_path):
     table, wrong = Counter(), []
     for p in files():
         c = read(p)
-        if not detects(c): continue
+        if not detects(c) or c.net.int('channels', 3) != 3: continue
         try: c = small(c)
         except CfgError: continue
         try: truth = opencv_heads(c, tmp_path)
         except CfgError: continue
         table[said(c), truth] += 1
-        if said(c) != truth: wrong.append((p.name, said(c), truth))
+        if said(c) != truth: wrong.append((p.name, said(c), truth)); print(*wrong[-1], flush=True)
     kinds = 'rejected', 'silent', 'right'
     print('\nsaid \\ did ' + ' '.join(f'{k:>9s}' for k in kinds))
     for a in kinds: print(f'{a:10s} ' + ' '.join(f'{table[a, b]:9d}' for b in kinds))
-    for w in wrong: print(*w)
     assert sum(table[k, k] for k in kinds) >= .98*table.total()

@@ -8,7 +8,7 @@ __all__ = ['HEADER', 'OPTION', 'ALIASES', 'NUMBER', 'KNOWN', 'PAIRS', 'HEADS', '
            'with_size', 'inputs', 'Conv', 'conv', 'out_size', 'blurred', 'rule_conv', 'rule_deconv', 'rule_se',
            'rule_pool', 'same_size', 'rule_route', 'rule_shortcut', 'rule_upsample', 'rule_reorg', 'rule_connected',
            'rule_local', 'rule_pair', 'show', 'head_masks', 'rule_head', 'head_filters', 'implicit', 'Layer', 'plan',
-           'head_sections', 'cells', 'check_head', 'with_classes', 'table', 'draw']
+           'head_sections', 'cells', 'check_head', 'with_classes', 'table', 'draw', 'window', 'receptive']
 
 # %% ../nbs/01_cfg.ipynb #9b25e35c
 import difflib, re, warnings
@@ -476,3 +476,23 @@ def draw(cfg: Cfg, ax=None, numbers=True):
     ax.legend([plt.Rectangle((0, 0), 1, 1, color=c) for c in key.values()], list(key), fontsize=6, ncol=7, frameon=False, loc='lower center', bbox_to_anchor=(.5, 1))
     return ax
 Cfg.draw = draw
+
+# %% ../nbs/01_cfg.ipynb #69b8dcb2
+def window(s: Section) -> tuple: # (pixels more, times the step) in steps of its input; None: everything
+    "How a layer widens the view."
+    k = conv(s) if RULES[s.type] in (rule_conv, rule_deconv) else None
+    n = s.int('stride', 1)
+    if s.type == 'deconvolutional': return -(-k.size // max(k.stride)) - 1, 1 / max(k.stride)
+    more, n = ((k.size - 1) * k.dilation, max(k.stride)) if k else (s.int('size', n) - 1, n) if s.type in ('maxpool', 'local_avgpool', 'local') else (0, 1)
+    if s.type == 'upsample': n = s.int('stride', 2); return (0, 1 / n) if n > 0 else (-n - 1, -n)
+    if s.type in ('reorg', 'reorg3d'): n = s.int('stride', 2 if s.type == 'reorg' else 1); return (0, 1 / n) if s.int('reverse', 0) else (n - 1, n)
+    return (None, 1) if s.type in ('avgpool', 'connected', 'se', 'detection', 'softmax') else (more + (s.int('antialiasing', 0) and 3 - s.int('antialiasing')), n)
+
+def receptive(cfg: Cfg) -> list: # of (field, step), pixels of the input; a field of inf is the whole picture
+    "The receptive field and the step of every layer."
+    out = []
+    for l in cfg.plan():
+        ins, (more, n) = [out[j] if j >= 0 else (1, 1) for j in l.inputs] or [(0, 1)], window(l.section)
+        out.append((float('inf') if more is None else max(f for f, _ in ins) + more * ins[0][1], ins[0][1] * n))
+    return out
+Cfg.receptive = receptive
