@@ -33,15 +33,31 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_splits_do_not_depend_on_order_names_or_what_is_added(tmp_path):
-    t = read(raw(tmp_path/'a', 30))
-    where = lambda t: dict(zip(t.images['sha256'], split(t, val=.3, seed=5).images['split']))
-    t = datasets.with_digests(t)
+def test_splits_do_not_depend_on_order_or_names_and_hardly_on_what_is_added(tmp_path):
+    t = datasets.with_digests(read(raw(tmp_path/'a', 30)))
+    where = lambda t, **kw: dict(zip(t.images['sha256'], split(t, val=.3, seed=5, **kw).images['split']))
     few = where(t.keep_images(np.arange(20)))
+    assert where(t.keep_images(np.arange(20)[::-1])) == few
     for i in range(30): (tmp_path/f'a/images/{i}번.png').rename(tmp_path/f'a/images/{chr(97 + i%7)}{i}.png')
     renamed = datasets.with_digests(read(tmp_path/'a'))
-    all_ = where(renamed.keep_images(renamed.images['path'] != ''))
-    assert {k: all_[k] for k in few} == few and len(all_) == 30
+    renamed = renamed.keep_images(renamed.images['path'] != '')
+    all_ = where(renamed)
+    assert all_ == where(t) and len(all_) == 30
+    assert sum(all_[k] != few[k] for k in few) <= 2                    # of 20, where 10 are added
+    assert {k: v for k, v in where(renamed, known=few).items() if k in few} == few
+
+
+def test_a_source_that_grows_keeps_its_validation_pictures(home):
+    source = raw(home/'src', 12)
+    a = prepare(source, home/'out', val=.4, seed=1)
+    was = {f: s for f, s in zip(a.table.images['file'], a.table.images['split'])}
+    raw(home/'more', 20)
+    for i in range(12, 20):
+        for k, e in (('images', 'png'), ('labels', 'txt')): (home/f'more/{k}/{i}번.{e}').rename(source/f'{k}/{i}번.{e}')
+    b = prepare(source, home/'out', val=.4, seed=1)
+    now = dict(zip(b.table.images['file'], b.table.images['split']))
+    assert len(now) > len(was) and all(now[f] == s for f, s in was.items())
+    assert not [p for p in home.iterdir() if p.name.startswith('.')], 'the journal of digests stays behind'
 
 
 @pytest.mark.parametrize('options, says', [
@@ -105,7 +121,7 @@ def test_an_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch, where)
     with monkeypatch.context() as m:
         m.setattr(datasets, where, full)
         with pytest.raises(OSError, match='No space'): prepare(tmp_path/'raw', tmp_path/'out')
-    assert sorted(os.listdir(tmp_path)) == ['raw']
+    assert [n for n in os.listdir(tmp_path) if n != '.out.digests'] == ['raw']       # what hashing has found out serves the next attempt
     prepare(tmp_path/'raw', tmp_path/'out')
     with pytest.raises(FormatError, match='prepare it again'): load(tmp_path/'raw')
 

@@ -366,19 +366,19 @@ def _channels(seen, note):
         else:
             for i in rows: note(reason, i, modes[i])
 
-# %% ../nbs/12_checks.ipynb #1b06f02b
+# %% ../nbs/12_checks.ipynb #3223c1b3
 def check_copies(t: Table) -> list: # of columns
     "Byte-identical files, one file under several ids, names that are one after normalisation."
     said, first = {}, {}
-    path, split, n = t.images['path'], t.images['split'], t.n_images
+    path, split, n, digest = t.images['path'], t.images['split'], t.n_images, t.images.get('sha256')
     key = [os.path.realpath(p) if p else (s, nfc(f)) for p, s, f in zip(path, split, t.images['file'])]
     length = np.array([os.path.getsize(p) if p and os.path.exists(p) else -1 for p in path], np.int64)
     twin = np.isin(length, [k for k, m in Counter(length.tolist()).items() if m > 1 and k > 0])
     for i in sorted(range(n), key=lambda i: (split[i] != 'train', i)):
         a, reason = first.setdefault(key[i], i), 'same-file'
-        if a == i and twin[i]:
-            a = first.setdefault(('bytes', sha256(path[i])), i)
-            reason = 'leak' if split[a] != split[i] else 'identical-images' if _same_boxes(t, a, i) else 'conflict'
+        if a == i and twin[i] and (digest is None or digest[i]):
+            a = first.setdefault(('bytes', digest[i] if digest is not None else sha256(path[i])), i)
+            if a != i: reason = 'leak' if split[a] != split[i] else 'identical-images' if _same_boxes(t, a, i) else 'conflict'
         if a != i: said.setdefault(reason, []).append((i, a, f'{t.images["file"][a]} ({split[a] or "no split"}) with {"the same" if _same_boxes(t, a, i) else "other"} boxes'))
         name = ('name', split[i], nfc(t.images['file'][i]).casefold())
         b = first.setdefault(name, i)
