@@ -35,7 +35,7 @@ def gist(data: bytes, # of an image file
     bits = g[:, :-1] < g[:, 1:]
     return np.packbits(bits).tobytes() if bits.sum() >= 32 else b'' # a dark or empty frame resembles every other
 
-# %% ../nbs/15_datasets.ipynb #31224d86
+# %% ../nbs/15_datasets.ipynb #0f1e613e
 ENDS = 4096 # bytes at either end of a file
 
 def looks(path, data: bytes) -> str: # its ends, or all of it
@@ -53,6 +53,7 @@ def remembered(journal: Path) -> dict: # path -> (looks, sha256, gist)
     rows = (line.rstrip('\n').split('\t') for line in open(journal, encoding='utf-8', errors='surrogateescape') if line.endswith('\n'))
     return {r[0]: (r[1], r[2], bytes.fromhex(r[3])) for r in rows if len(r) == 4 and len(r[2]) == 64}
 
+# %% ../nbs/15_datasets.ipynb #b4db7ce5
 def digest(path: str, # '' for none
            known: dict) -> tuple: # sha256, gist, line for the journal ('' if it is there)
     "One picture's digest and gist."
