@@ -104,7 +104,7 @@ def test_dependencies_cover_the_imports():
     project = tomllib.loads((ROOT/'pyproject.toml').read_text())['project']
     listed = {re.match(r'[\w-]+', d)[0] for d in project['dependencies']}
     module = {'cv2': 'opencv-python', 'PIL': 'pillow', 'yaml': 'pyyaml', 'faster_coco_eval': 'faster-coco-eval'}
-    lazy = {'ipywidgets', 'IPython'}                             # inside functions of the viewer and of progress
+    lazy = {'ipywidgets', 'IPython', 'onnx', 'onnxruntime', 'optuna', 'ultrafast_pycocotools'}                             # inside functions of the viewer and of progress
     used = set()
     for p in (ROOT/'yolokit').glob('*.py'):
         for node in ast.walk(ast.parse(p.read_text())):

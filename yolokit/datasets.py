@@ -331,7 +331,7 @@ def fill(t: Table, out: Path, request: dict, done: dict, known=None) -> dict: # 
     return dict(request=request, fingerprint=fingerprint(t), names=t.names, repair=done, in_gaps=n - t.n_images,
                 counts={k: v.tolist() for k, v in t.counts().items()}, left_out=left_out)
 
-# %% ../nbs/15_datasets.ipynb #75ccdd18
+# %% ../nbs/15_datasets.ipynb #14e7e624
 VERSION = 3 # raised when `prepare` would write something else from the same source
 
 def told(out: Path, request: dict) -> dict: # sha256 -> split
@@ -345,9 +345,11 @@ def aside(out: Path) -> None:
     say(f'{out.name} was prepared from other files or parameters: it is now {out.name}-old-{n}.')
     out.rename(out.with_name(f'{out.name}-old-{n}'))
 
-def published(part: Path, out: Path, rec: dict) -> None:
+def published(part: Path, out: Path, rec: dict,
+              outdated: bool = False) -> None: # is an older one there?
     "Write the done mark and give the folder its name."
     save_json(rec, part/'prepared.json')
+    if outdated: aside(out)
     if out.is_dir() and not any(out.iterdir()): out.rmdir()
     try: part.rename(out)
     except OSError:
@@ -361,7 +363,7 @@ def may_prepare(source: Path, out: Path, decisions: str) -> None:
     if not record(out) and out.exists() and any(out.iterdir()): raise FormatError(out, 'exists, and was not made by prepare', 'Nothing was touched: choose another folder.')
     repair.decisions_of(decisions)
 
-# %% ../nbs/15_datasets.ipynb #4d0cad5d
+# %% ../nbs/15_datasets.ipynb #f16b9fab
 def prepare(source, # folder or annotation file
             out, # folder to make
             format: str = 'auto', # see formats.read
@@ -381,14 +383,12 @@ def prepare(source, # folder or annotation file
     try:
         part.mkdir(parents=True)
         journal = out.with_name(f'.{out.name}.digests')
-        t, done = with_digests(read(source, format, **({'names': names} if names else {})), journal), {}
-        if fix: t, done = mended(t, part, decisions)
-        rec = fill(t, part, request, done, told(out, request))
-        if old: aside(out)
-        published(part, out, rec)
+        t = with_digests(read(source, format, **({'names': names} if names else {})), journal)
+        t, done = mended(t, part, decisions) if fix else (t, {})
+        published(part, out, fill(t, part, request, done, told(out, request)), bool(old))
         journal.unlink(missing_ok=True)
     finally: shutil.rmtree(part, ignore_errors=True)
-    return Prepared(out, rec)
+    return Prepared(out, record(out))
 
 # %% ../nbs/15_datasets.ipynb #7d639697
 @dataclass
