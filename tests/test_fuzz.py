@@ -129,7 +129,7 @@ def test_a_few_hundred_broken_files():
 def test_twenty_thousand_broken_files():
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (16 << 30, hard))
-    try: count = campaign(int(os.environ.get('CASES', 24_000)), seed=1)
+    try: count = campaign(int(os.environ.get('CASES', 24_000)), seed=7)
     finally: resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     print(dict(sorted(count.items())))
 

@@ -475,12 +475,12 @@ def pixels(values, where) -> list[int]: # width, height; 0 unknown
     if not all(-2**31 < x < 2**31 for x in v): raise FormatError(where, f'size {v[0]:g} x {v[1]:g}', 'Width and height are pixels.')
     return [max(int(x), 0) for x in v]
 
-# %% ../nbs/08_adapters.ipynb #b74b4861
+# %% ../nbs/08_adapters.ipynb #0450c641
 def record_files(root: Path, A: Adapter) -> list[Path]:
     "The files that the adapter's patterns name, sorted."
     if root.is_file(): return [root]
     suffixes = tuple({Path(p).suffix.lower() or '.txt' for p in A.files})
-    here = {k: p for k, p in listing(root, suffixes).items() if Path(k).name not in ('sidecar.json', 'prepared.json', 'classes.txt')}
+    here = {k: p for k, p in listing(root, suffixes).items() if Path(k).name not in ('prepared.json', 'classes.txt') and not k.endswith('sidecar.json')}
     match = [re.compile(fnmatch.translate(nfc(p)).replace('.*', '[^/]*') if '**' not in p else fnmatch.translate(nfc(p).replace('**/', '*'))) for p in A.files]
     return [p for k, p in here.items() if any(m.match(k) for m in match)]
 
@@ -522,7 +522,7 @@ def image_of(v, A: Adapter, s: Source, at: str, base: str, find) -> dict:
     split = split_of(str(get(v, d['split']) or '')) if 'split' in d else ''
     return dict(id=id, file=file, path=pic, width=w, height=h, split=split or s.split)
 
-# %% ../nbs/08_adapters.ipynb #b3f9173e
+# %% ../nbs/08_adapters.ipynb #d6e27ec1
 def wanted(b: dict, d: dict, A: Adapter, w: float, h: float) -> dict: # path -> value
     "What a record of this box says: class and coordinates."
     w, h = (w or 1, h or 1) if A.unit == 'fraction' else (1, 1)
@@ -536,7 +536,7 @@ def wanted(b: dict, d: dict, A: Adapter, w: float, h: float) -> dict: # path -> 
         a, z = b[f'{k}0'], b[f'{k}1']
         for key, v in ((lo, a), (hi, z), (mid, (a + z)/2), (size, z - a)):
             if key in d: out[d[key]] = v/s
-    return out
+    return out | {d[k]: out.pop(d[k]) for k in d if k in AXES[0] + AXES[1]}  # in the description's order
 
 def shape(b: dict, d: dict) -> list:
     "A box's corners: its polygon's while that has the same extent, else two, or four where the record was a polygon."

@@ -102,7 +102,7 @@ def categories(d: dict, # parsed json
         row[an_id(c['id'], at)] = len(cats) - 1 if same is None else same
     return row
 
-# %% ../nbs/09_records.ipynb #0fa6ea3e
+# %% ../nbs/09_records.ipynb #53733d9a
 def has(path: Path, what: bytes) -> bool:
     "Whether a file holds these bytes; false where it cannot be read."
     try: return path.is_file() and what in path.read_bytes()
@@ -113,7 +113,7 @@ def coco_files(folder) -> list[tuple[str, Path]]: # split, json
     all = [p for p in listing(folder, ('.json',)).values() if len(p.relative_to(folder).parts) <= 3]
     for fits in ('instances', '_annotations.coco', 'annotations'):
         if some := [p for p in all if p.stem.startswith(fits)]: break
-    else: some = [p for p in all if p.name not in ('sidecar.json', 'prepared.json') and has(p, b'"images"')]
+    else: some = [p for p in all if not p.name.endswith('sidecar.json') and p.name != 'prepared.json' and has(p, b'"images"')]
     return [(split_of(p.stem) or split_of(p.parent.name), p) for p in some]
 
 # %% ../nbs/09_records.ipynb #6a8f3cda
