@@ -146,3 +146,26 @@ def test_app_on_the_golden_files(tmp_path):
     assert round(r['AP'], 3) == .505 and list(r)[:12] == list(E.NUMBERS)
     assert '0.5046' in p.stderr + p.stdout           # said on the terminal too
     for f in ('pr', 'confidence', 'confusion'): assert (tmp_path/f'here/plots/{f}.png').stat().st_size > 5000
+    assert '95 % of' in p.stderr + p.stdout and (tmp_path/'here/errors.html').stat().st_size > 20_000
+
+
+def test_results_read_quickly_are_the_same(tmp_path):
+    t = Table.make(dict(id=[3, 1, 2], file=['a', 'b', 'c']), {}, ['car', 'bus'], [1, 2])
+    r = ground.rng(0)
+    rows = [dict(image_id=int(r.integers(1, 4)), category_id=int(r.integers(1, 3)), bbox=[float(v) for v in r.uniform(0, 1e-3 if k % 7 == 0 else 99, 4)], score=float(r.random())) for k in range(300)]
+    for form in (dict(), dict(indent=1), dict(separators=(',', ':'))):
+        (tmp_path/'r.json').write_text(json.dumps(rows, **form))
+        a, b = E.results(tmp_path/'r.json', t), formats.detections(tmp_path/'r.json', t)
+        assert E.uniform((tmp_path/'r.json').read_bytes()) is not None
+        assert np.array_equal(a.xyxy, b.xyxy) and all(np.array_equal(a.boxes[k], b.boxes[k]) for k in ('image', 'category', 'score'))
+    (tmp_path/'r.json').write_text(json.dumps([{**rows[0], 'segmentation': [], 'note': 'x'}, rows[1]]))
+    assert len(E.results(tmp_path/'r.json', t)) == 2           # not alike: the ordinary way
+
+
+def test_confusion_and_old_integration():
+    for seed in range(5):
+        t, d = random_case(seed)
+        m = E.confusion(t, d)
+        assert m[:-1].sum() == (~t.boxes['crowd']).sum() and m[:, :-1].sum() == (d.boxes['score'] >= .25).sum()
+        old = E.legacy_ap(t, d)
+        if E.coco(t, d)['AP50'] >= 0: assert 0 <= old['mAP50'] <= 1

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NUMBERS', 'BACKENDS', 'SIZES', 'KEEP', 'as_coco', 'backend_classes', 'no_gc', 'index', 'run_backend', 'Result',
-           'by_class', 'coco', 'uniform', 'results', 'compare_backends', 'plot_pr', 'summary', 'validator', 'judge',
-           'EvaluateConfig', 'both_sides']
+           'by_class', 'coco', 'uniform', 'results', 'compare_backends', 'plot_pr', 'summary', 'challenge', 'validator',
+           'judge', 'EvaluateConfig', 'both_sides', 'sure']
 
 # %% ../nbs/41_evaluate.ipynb #d98e06ab
 import gc, io, json, time
@@ -223,6 +223,21 @@ def summary(result: Result,
     return dict(AP=result['AP'], AP50=result['AP50'], AP75=result['AP75'], precision=mean(p*(r > 0)), recall=mean(r),
                 f1=mean(f), conf=float(curves['conf'][best]), per_class={k: v['AP50'] for k, v in result['per_class'].items()})
 
+# %% ../nbs/41_evaluate.ipynb #2d3e335e
+def challenge(result: Result, curves: dict, # of coco, of operating
+              legacy: dict | None = None, # of match.legacy_ap: its mAP instead of COCO's
+             ) -> str: # lines
+    "P, R and mAP as the parking challenge prints them."
+    best, mark = curves['best'], ' (old YOLO integration, not COCO)' if legacy else ''
+    line = lambda name, n, v: f'{name:>20}{result["counts"]["images"]:>10}{n:>10}' + ''.join(f'{x:>11.3g}' for x in v)
+    known = [(k, n, c) for k, (n, c) in enumerate(result['per_class'].items()) if c['truth']]
+    of = lambda k, c: [curves['precision'][k, best], curves['recall'][k, best]] + (
+        [legacy['per_class'][k, 0], float('nan'), legacy['per_class'][k, 1]] if legacy else [c['AP50'], c['AP75'], c['AP']])
+    rows = np.array([of(k, c) for k, _, c in known]).reshape(-1, 5)
+    head = ''.join(f'{h:>{w}}' for h, w in zip(('Class', 'Images', 'Labels', 'P', 'R', 'mAP@.5', 'mAP@.75', 'mAP@.5:.95'), (20, 10, 10) + (11,)*5))
+    every = [line('all', sum(c['truth'] for *_, c in known), rows.mean(0))] if len(rows) else []
+    return '\n'.join([head + mark, *every, *(line(n, c['truth'], r) for (_, n, c), r in zip(known, rows))])
+
 # %% ../nbs/41_evaluate.ipynb #522296a9
 def validator(table_val: Table, # images with truth
               size: tuple, # (w, h) of the network's input
@@ -261,19 +276,21 @@ def judge(truth: Table, detections: Table,
     with atomic(paths['evaluation']) as p: p.write_text(json.dumps({**result, 'best_f1': at_conf}, indent=1, ensure_ascii=False), encoding='utf-8')
     return result, brief, paths
 
-# %% ../nbs/41_evaluate.ipynb #46e66a61
+# %% ../nbs/41_evaluate.ipynb #56139d69
 @dataclass
 class EvaluateConfig(Asked):
     "What evaluate.ipynb can be asked besides."
     split: str = 'val' # which part; empty: all of it
     predictions: str = '' # COCO results to judge; empty: detect first
-    backend: str = 'faster-coco-eval' # or 'pycocotools'
-    check: bool = True # ask the other backend too
+    backend: str = 'faster-coco-eval' # one of BACKENDS
+    check: str = 'pycocotools' # ask this backend too and show the difference; empty: none
+    draws: int = 300 # of images, for the interval of AP; 0: none
+    against: str = '' # another file of COCO results: is this one better, or is it noise?
 
-# %% ../nbs/41_evaluate.ipynb #85029d16
+# %% ../nbs/41_evaluate.ipynb #355c34dc
 def both_sides(c: EvaluateConfig) -> tuple: # truth, detections, folder to write to
     "What a config asks to be judged."
-    backend_classes(c.backend)  # a misspelt one is told before the work
+    for b in {c.backend, c.check} - {''}: backend_classes(b)  # a misspelt one is told before the work
     run, detector = (None, None) if c.predictions and c.data else chosen(c)
     data = data_of(c, run)
     if data is None: raise EvaluateError('no truth to judge by: name its folder with data=')
@@ -284,3 +301,16 @@ def both_sides(c: EvaluateConfig) -> tuple: # truth, detections, folder to write
     if c.predictions: found = results(root()/c.predictions, truth)
     else: found = detect(detector, truth, **how(c))
     return truth, found, out_of(c, run, 'evaluate')
+
+# %% ../nbs/41_evaluate.ipynb #20bba2a8
+def sure(c: EvaluateConfig, truth: Table, found: Table) -> tuple: # lines to say; Figure or None
+    "How sure the number is: its interval, and whether a second file of answers is really worse or better."
+    lines, figure = [], None
+    if c.draws:
+        r = interval(truth, found, c.draws)
+        lines.append(f'95 % of {c.draws} draws of the images: ' + ', '.join(f'{k} {r[k][0]:.3f} to {r[k][1]:.3f}' for k in WHAT))
+    if c.against:
+        p = paired(truth, results(root()/c.against, truth), found, c.draws or 300)
+        lines.append(f'{Path(c.against).name} (a) → this one (b)\n{p}')
+        figure = plot_paired(p, Path(c.against).name, 'this one')
+    return lines, figure
