@@ -202,3 +202,128 @@ def test_ten_thousand_boxes_in_one_column_are_no_trap():
         start = time.process_time()
         assert len(repair.pairs(np.zeros(n, int), b)[0]) == 0
         assert time.process_time() - start < 1
+
+
+def sound_set(name, tmp_path):
+    "A real set without its certain faults, every image in a split."
+    if name == 'embedded':
+        from yolokit import parking
+        folder = parking.make(tmp_path/'lot', 36, 8, 2, workers=1)
+        raw = formats.read(folder)
+        raw = raw.keep_images(raw.images['split'] != 'test')
+    else:
+        if shared() is None: pytest.skip('no shared data beside the checkout')
+        raw = formats.read(shared()/'data'/name)
+    t = repair.apply(raw, repair.plan(repair.check(raw)))[0]
+    return t.with_images(split=np.where(t.images['split'] == '', 'train', t.images['split']).astype(object))
+
+
+def spoilt_trial(base, folder, share, seed, before=None):
+    spoilt, key = repair.spoil(base, folder, share, seed)
+    after = repair.check(spoilt)
+    return repair.score(before or repair.check(base), after, key), spoilt, after
+
+
+@pytest.mark.parametrize('name', ['embedded', 'bccd', 'parking_space'])
+def test_faults_of_pictures_and_sets_are_found(name, tmp_path):
+    got, spoilt, after = spoilt_trial(sound_set(name, tmp_path), tmp_path/'spoilt', .02, 1)
+    assert set(got) == set(repair.SPOILT)
+    for reason, (n, recall, precision) in got.items(): assert n and recall >= .99 and precision >= .99, (reason, n, recall, precision)
+    p = repair.plan(after)
+    yes = [{k: r[k] for k in ('box', 'reason', 'file', 'proposal', 'label') if k in r} | dict(decision='accept') for r in p.records() if r['state'] == 'ask']
+    mended, journal = repair.apply(spoilt, p.decide(yes)) # everything at once hurts nothing
+    assert repair.undo(mended, journal).same(spoilt)
+    journal.save(tmp_path/'journal.json')
+    back = repair.undo(mended, repair.Journal.load(tmp_path/'journal.json'))
+    assert np.array_equal(back.xyxy, spoilt.xyxy, equal_nan=True) and back.names == spoilt.names and back.images['file'].tolist() == spoilt.images['file'].tolist()
+
+
+FORMATS = ['coco', 'yolo', 'darknet', 'voc', 'labelme', 'cvat', 'kitti', 'parking']
+
+
+def faulty(tmp_path, format):
+    "A folder of a format, three pictures with pixels, with faults that the format can hold."
+    from yolokit.images import write as write_image
+    g, names = rng(3), ['세단', 'bus', 'cart']
+    paths = []
+    for i in range(3):
+        write_image(tmp_path/f'pics/사진 {i}.png', g.integers(0, 255, (80, 100, 3), dtype=np.uint8))
+        paths.append(str(tmp_path/f'pics/사진 {i}.png'))
+    b = [[60.25, 20, 20, 50.5], [10, 10, 30, 30], [10, 10, 30, 30], [70, 60, 100.5, 79], [40, 40, 60, 60], [5, 5, 25, 45], [50, 50, 90, 70], [85, 5, 125, 25]]
+    t = make(dict(file=[f'사진 {i}.png' for i in range(3)], path=paths, width=[100]*3, height=[80]*3, split=['train', 'train', 'val'], id=[1, 2, 3]),
+             dict(image=[0, 0, 0, 0, 1, 1, 2, 2], category=[0, 1, 1, 2, 0, 2, 1, 0], **dict(zip(('x0', 'y0', 'x1', 'y1'), np.array(b).T))), names, [1, 2, 3])
+    formats.write(t, tmp_path/'source', format, sidecar=False)
+    return formats.read(tmp_path/'source', format)
+
+
+def annotation_files(folder):
+    from yolokit.files import listing
+    return {k: p.read_bytes() for k, p in listing(folder, ('.json', '.txt', '.xml', '.yaml', '.yml', '.data', '.names')).items()}
+
+
+@pytest.mark.parametrize('format', FORMATS)
+def test_undo_gives_back_the_bytes_of_every_format(format, tmp_path):
+    t = faulty(tmp_path, format)
+    was = annotation_files(tmp_path/'source')
+    p = repair.plan(repair.check(t))
+    assert {'reversed-x', 'duplicate', 'subpixel', 'outside'} <= set(p.rows['reason']), p
+    said = [dict(box=int(b), reason=r, decision='accept') for b, r, s in zip(p.rows['box'], p.rows['reason'], p.rows['state']) if s == 'ask' and b >= 0]
+    hand = [dict(box=-1, reason='by-hand', file=str(t.images['file'][0]), decision='accept', action='add', after=[30, 50, 60, 75], label=1),
+            dict(box=4, reason='by-hand', file=str(t.images['file'][1]), decision='accept', action='class', label=(int(t.boxes['category'][4]) + 1) % 3)]
+    mended, journal = repair.deliver(t, p.decide(said + hand), tmp_path/'out', format)
+    assert {'set', 'drop', 'add', 'class'} <= {e['action'] for e in journal.entries}
+    assert annotation_files(tmp_path/'source') == was, 'the source was touched'
+    # the new set is what the table says, and sound
+    again = formats.read(tmp_path/'out', format)
+    order = lambda t: sorted((str(t.images['file'][i]).rsplit('/', 1)[-1], t.names[c], *np.round(b, 3).tolist()) for i, c, b in zip(t.boxes['image'], t.boxes['category'], t.xyxy))
+    assert order(again) == order(mended)
+    assert not (repair.plan(repair.check(again)).rows['state'] == 'apply').any(), repair.check(again)
+    # and back: in memory, written again; from the folder alone
+    formats.write(repair.undo(mended, journal), tmp_path/'undone', format, sidecar=False)
+    assert annotation_files(tmp_path/'undone') == was
+    files = repair.restore(tmp_path/'out', tmp_path/'restored')
+    assert annotation_files(tmp_path/'restored') == was and set(files) == set(was)
+    # a folder that somebody worked on is not overwritten with the past
+    some = next(p for k, p in sorted((k, tmp_path/'out'/k) for k in was) if p.stat().st_size)
+    some.write_bytes(some.read_bytes() + b'\n')
+    with pytest.raises(repair.RepairError, match='not what the repair wrote'): repair.restore(tmp_path/'out', tmp_path/'elsewhere')
+
+
+def test_the_size_of_the_challenge_takes_seconds():
+    base = clean(134_741, 24_650)
+    table, _ = repair.corrupt(base, .05, 0)
+    start = time.process_time()
+    f = repair.check(table, images=False)
+    assert time.process_time() - start < 10 # about 1.5 s on an idle core
+    assert len(f) > 6000
+
+
+def test_a_decision_on_what_has_no_box_survives_a_second_check(tmp_path):
+    from yolokit.images import write as write_image
+    for n in 'ab': write_image(tmp_path/f'{n}.png', np.zeros((40, 60, 3), np.uint8))
+    d = dict(file=['a.png', 'b.png'], path=[str(tmp_path/f'{n}.png') for n in 'ab'], width=[60]*2, height=[40]*2, split=['train', 'train'])
+    t = make(d, dict(image=[0, 1], category=[0, 0], x0=[1, 1], y0=[1, 1], x1=[9, 9], y1=[9, 9]), ['car '])
+    word = json.loads(json.dumps([dict(r, decision='accept') for r in repair.plan(repair.check(t)).records()], default=str))
+    (tmp_path/'decisions.json').write_text(json.dumps([{k: r[k] for k in ('box', 'reason', 'file', 'label', 'decision') if k in r} for r in word]))
+    new, journal = repair.apply(t, repair.plan(repair.check(t)).decide(repair.decisions_of(tmp_path/'decisions.json')))
+    assert (new.n_images, len(new), new.names) == (1, 1, ['car'])
+    assert repair.undo(new, journal).same(t)
+
+
+def test_prepare_obeys_a_file_of_decisions(tmp_path):
+    from yolokit import datasets
+    from yolokit.images import write as write_image
+    rows = []
+    for i in range(6):
+        write_image(tmp_path/f'raw/images/{i}.png', rng(i).integers(0, 255, (40, 60, 3), dtype=np.uint8))
+        (tmp_path/'raw/labels').mkdir(exist_ok=True)
+        (tmp_path/f'raw/labels/{i}.txt').write_text('0 0.5 0.5 0.2 0.4\n' + ('0 0.95 0.5 0.4 0.4\n' if i == 2 else ''))
+    (tmp_path/'raw/data.yaml').write_text('names: [car]\n')
+    p = repair.plan(repair.check(formats.read(tmp_path/'raw')))
+    assert p.rows['reason'].tolist() == ['outside'] and p.rows['state'].tolist() == ['ask']
+    repair.save_json(tmp_path/'said.json', [dict(box=int(p.rows['box'][0]), reason='outside', file='2.png', decision='accept')])
+    before = datasets.prepare(tmp_path/'raw', tmp_path/'out', val=.3)
+    after = datasets.prepare(tmp_path/'raw', tmp_path/'out', val=.3, decisions=str(tmp_path/'said.json'))
+    assert before.info['repair']['asked'] == 1 and after.info['repair'] | dict(found=0) == dict(found=0, changed=1, asked=0)
+    assert max(after.table.boxes['x1']) == 60
+    with pytest.raises(repair.RepairError, match='cannot be opened'): datasets.prepare(tmp_path/'raw', tmp_path/'out', decisions='nowhere.json')
