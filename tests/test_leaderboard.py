@@ -132,7 +132,7 @@ def test_the_page_in_a_browser(here, tmp_path):
     head = '[...document.querySelectorAll("th")].find(t => t.textContent == "name")'
     with browser.chromium(tmp_path) as page:
         page.open(f'file://{path}')
-        page.wait('document.querySelector("#pair")')
+        page.wait('!!document.querySelector("#pair")')
         assert set(page.js(names)) == {r['name'] for r in L.rows()}
         page.click(head)
         first = page.js(names)
