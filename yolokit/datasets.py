@@ -8,13 +8,13 @@ __all__ = ['SMALL', 'ENDS', 'NEAR', 'WORDS', 'VERSION', 'gist', 'looks', 'ends',
            'labels', 'mended', 'without', 'stamp', 'Prepared', 'overview', 'load', 'record', 'fill', 'told', 'aside',
            'published', 'may_prepare', 'prepare', 'Options', 'beside', 'source_of', 'before', 'ensure']
 
-# %% ../nbs/15_datasets.ipynb #da1f5052
+# %% ../nbs/15_datasets.ipynb #7aba6463
 import hashlib, importlib, json, os, re, shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 import cv2, numpy as np, yaml
-from . import repair
+from . import known, repair
 from .checks import frame, sibling
 from .files import IMAGES, FormatError, link, listing, load_json, nfc, save_json
 from .formats import coco_dict, file_names, parking_files, read, yolo_text
@@ -390,11 +390,11 @@ def prepare(source, # folder or annotation file
     finally: shutil.rmtree(part, ignore_errors=True)
     return Prepared(out, record(out))
 
-# %% ../nbs/15_datasets.ipynb #7d639697
+# %% ../nbs/15_datasets.ipynb #1772c592
 @dataclass
 class Options:
     "How to prepare: the parameters of the `prepare` notebook."
-    data: str = '' # folder or file, absolute or from the root of the checkout; '': the embedded parking lot
+    data: str = '' # folder or file, absolute or from the root of the checkout; a name in known.SETS; '': the embedded parking lot
     out: str = '' # folder to make; '': data/<name>-prepared
     format: str = 'auto' # see formats.read
     split: str = 'auto' # given, hash, time
@@ -414,12 +414,13 @@ def beside(source: Path, o: Options) -> Path:
         out = out.with_name(f'{out.name}-{hashlib.sha256(str(source.absolute()).encode()).hexdigest()[:6]}')
     return out
 
-# %% ../nbs/15_datasets.ipynb #0c675fca
+# %% ../nbs/15_datasets.ipynb #2ed68ad3
 def source_of(data: str, # see Options
               default=None, # makes the embedded set in a folder; None: parking.make
              ) -> Path: # there, raw or prepared
     "The folder or file that `data` names."
     path = root()/(Path(data).expanduser() if data else 'data/parking')
+    if data in known.SETS and not path.exists(): return known.get(data)
     if data and not path.exists(): raise FormatError(path, 'not there', 'Check the parameter `data`; a relative path starts at the folder of settings.ini.')
     if data or parking_files(path): return path
     # the one look ahead in this library: what draws the embedded set is the next chapter
