@@ -78,13 +78,18 @@ def survivors(c: Candidates,
         part *= 4
     return c.cls[:0], 0
 
-# %% ../nbs/37_suppress.ipynb #e171cbac
+# %% ../nbs/37_suppress.ipynb #00b5f620
 class Kept(list):
     "Detections an image, each (n, 6) float32: x0 y0 x1 y1 in pixels of the network's input, score, class."
     over_top: list # an image: pairs above the threshold, but not among the best 30,000
     undecided: list # an image: candidates not looked at, since max_det boxes had been found
+    def first(self, n): # the first n images
+        out = Kept(self[:n])
+        out.over_top, out.undecided = self.over_top[:n], self.undecided[:n]
+        return out
 
-def nms(pred: torch.Tensor, # (B, N, 5+nc) as Detector.decode gives it
+# %% ../nbs/37_suppress.ipynb #244f7a0e
+def nms(pred, # (B, N, 5+nc) as Detector.decode gives it, or a list of (N, 5+nc)
         conf: float = .001, # a score must be above it
         iou: float = .6, # overlap allowed inside a class
         max_det: int = 300, # boxes an image
@@ -93,11 +98,11 @@ def nms(pred: torch.Tensor, # (B, N, 5+nc) as Detector.decode gives it
         top: int = 30_000, # candidates an image
        ) -> Kept: # (n, 6) an image
     "Non-maximum suppression: by score, ties by row then class, and a count of what was left out."
-    if pred.isnan().any(): raise ValueError('the network answers NaN: its weights are broken (diverged training?)')
+    if any(p.isnan().any() for p in pred): raise ValueError('the network answers NaN: its weights are broken (diverged training?)')
     kept = Kept()
     kept.over_top, kept.undecided = [], []
-    for p in pred.float():
-        c = candidates(p, conf, multi_label, top)
+    for p in pred:
+        c = candidates(p.float(), conf, multi_label, top)
         i, undecided = survivors(c, iou, max_det, agnostic)
         kept.append(torch.cat([c.xyxy[i].float(), c.score[i, None], c.cls[i, None].float()], 1))
         kept.over_top.append(c.over)
