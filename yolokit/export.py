@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PADDING', 'PRECISION', 'TARGETS', 'blobs', 'probes', 'Row', 'Export', 'reference', 'gaps', 'ExportError', 'judge',
-           'opencv', 'as_rows', 'try_opencv', 'check', 'free', 'write_text', 'write_darknet', 'to_darknet', 'session',
-           'best_class', 'form_gaps', 'nms_gaps', 'try_onnx', 'to_onnx', 'network_keys', 'picture_keys', 'reading_keys',
-           'config_text', 'read_config', 'deepstream_objects', 'check_bundle', 'to_deepstream', 'relative', 'trial',
-           'ExportConfig', 'resized', 'ship']
+           'opencv', 'as_rows', 'try_opencv', 'serious', 'told', 'free', 'write_text', 'write_darknet', 'to_darknet',
+           'session', 'best_class', 'form_gaps', 'nms_gaps', 'try_onnx', 'to_onnx', 'network_keys', 'picture_keys',
+           'reading_keys', 'config_text', 'read_config', 'deepstream_objects', 'check_bundle', 'to_deepstream',
+           'relative', 'trial', 'ExportConfig', 'resized', 'ship']
 
-# %% ../nbs/50_export.ipynb #aff41165
+# %% ../nbs/50_export.ipynb #e812601b
 import copy, tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from .ground import atomic, root, say
 from .images import letterbox, read
 from .lower import lower
 from .model import Detector
+from .targets import check
 from .weights import read_weights, write_weights
 
 # %% ../nbs/50_export.ipynb #6f5f7f19
@@ -129,14 +130,13 @@ def as_rows(boxes, thresh=.001): # (1, N, 5+nc) → class scores times objectnes
     p = boxes[..., 5:]*boxes[..., 4:5]
     return np.concatenate([boxes[..., :5], np.where(p > thresh, p, 0)], -1)
 
-# %% ../nbs/50_export.ipynb #d51b6c93
+# %% ../nbs/50_export.ipynb #feaad950
 def try_opencv(e: Export, cfg_path, weights_path, detector, like, inputs, target='opencv') -> None:
     "Rows for OpenCV, or a note why not."
     import cv2
     if not hasattr(cv2.dnn, 'readNetFromDarknet'): return e.notes.append(f'opencv {cv2.__version__} has no Darknet importer (4.x has)')
     if any(h.softmax or like.cfg.sections[h.index + 1].type != 'yolo' for h in like.heads): return e.notes.append('opencv: [region] is not compared')
-    bad = [str(f) for f in check(like.cfg, 'opencv')]
-    if bad: return e.notes.extend(f'opencv: {f}' for f in bad)
+    if bad := serious(like.cfg, 'opencv'): return e.notes.append(f'opencv would misread it: {told(bad)}')
     for on, x in inputs.items():
         maps, boxes = reference(detector, like, x)
         try: got, rows = opencv(cfg_path, weights_path, like, x)
@@ -145,9 +145,11 @@ def try_opencv(e: Export, cfg_path, weights_path, detector, like, inputs, target
         want = as_rows(boxes)
         e.rows.append(Row(target, on, *gaps(got, np.where(near, want, rows), maps, want)))
 
-def check(cfg: Cfg, target: str) -> list:
-    "What a target would reject or silently ignore: chapter 49."
-    return targets.check(cfg, target) if hasattr(targets, "check") else []
+def serious(cfg: Cfg, target: str) -> list: # of targets.Finding
+    "What a target rejects or silently gets wrong."
+    return [f for f in check(cfg, target) if f.effect in ('rejected', 'silent')]
+
+def told(findings: list, most=3) -> str: return '; '.join(map(str, findings[:most])) + (f' and {len(findings) - most} more' if len(findings) > most else '')
 
 # %% ../nbs/50_export.ipynb #b7f4ba40
 def free(folder, *names) -> list: # of Path
@@ -161,12 +163,13 @@ def free(folder, *names) -> list: # of Path
 def write_text(path, text: str) -> None:
     with atomic(path) as part: part.write_text(text, encoding='utf-8')
 
-# %% ../nbs/50_export.ipynb #9c2fbaa8
-def write_darknet(detector: Detector, folder, bn='fold', images=None, mode='letterbox') -> Export:
-    "to_darknet without the last word."
+# %% ../nbs/50_export.ipynb #afec918e
+def write_darknet(detector: Detector, folder, bn='fold', images=None, mode='letterbox', target='darknet') -> Export:
+    "to_darknet without the last word; refused where the target is known to misread what lowering left."
     name = detector.cfg.name
-    paths = cfg_path, weights_path, names_path = free(folder, f'{name}.cfg', f'{name}.weights', f'{name}.names')
     plain, done = lower(detector, bn)
+    if bad := serious(plain.cfg, target): raise ExportError(f'{name} cannot go to {target} as a cfg: {told(bad)}')
+    paths = cfg_path, weights_path, names_path = free(folder, f'{name}.cfg', f'{name}.weights', f'{name}.names')
     with atomic(cfg_path) as part: plain.cfg.write(part)
     write_weights(plain, weights_path)
     write_text(names_path, ''.join(f'{n}\n' for n in detector.names))
@@ -348,7 +351,7 @@ def check_bundle(e: Export, folder: Path, name: str, plain: Detector | None, nc:
     if wrong: raise ExportError(f'DeepStream-Yolo cannot read {name}.cfg: {"; ".join(wrong[:5])}. Take via=\'onnx\'')
     e.done.append(f'DeepStream-Yolo\'s parser: {floats:,} floats, {len(plan)} layers wired alike')
 
-# %% ../nbs/50_export.ipynb #ef593b1c
+# %% ../nbs/50_export.ipynb #1a6cdd34
 def to_deepstream(detector: Detector,
                   folder,            # gets config_infer_primary.txt, labels.txt, and the network
                   via='onnx',        # or 'darknet': cfg and weights
@@ -365,7 +368,7 @@ def to_deepstream(detector: Detector,
     name, folder = detector.cfg.name, Path(folder)
     free(folder, 'config_infer_primary.txt', 'labels.txt')
     if via == 'onnx': e = to_onnx(detector, folder, form, conf=conf, iou=iou, max_det=topk, images=images, mode=mode, log=log)
-    else: e = to_darknet(detector, folder, images=images, mode=mode, log=log)
+    else: e = judge(write_darknet(detector, folder, images=images, mode=mode, target='deepstream'), log)
     attrs = [('a score below it is dropped', 'pre-cluster-threshold', conf), ('of two boxes of a class that overlap by more, the better stays', 'nms-iou-threshold', iou), ('most objects of a class in a frame', 'topk', topk)]
     write_text(folder/'labels.txt', ''.join(f'{n}\n' for n in detector.names))
     own = network_keys(name, via, precision, batch) + picture_keys(mode) + reading_keys(detector.nc, form)

@@ -301,7 +301,7 @@ def chain(nodes: list, n: Node) -> str:
     n.keys = dict(activation=n.act)
     return f'line {n.line}: [shortcut] of {len(rest)} sources{", weighted," * (w is not None)} as plain ones'
 
-# %% ../nbs/48_lower.ipynb #636e12d5
+# %% ../nbs/48_lower.ipynb #3849cc9e
 def doubled(n: Node) -> str:
     "A layer added to itself, as a convolution; in place. DeepStream's parser refuses from=-1."
     c = n.shape[0]
@@ -319,6 +319,8 @@ def respell(nodes: list) -> list: # of str
             parts = [Node('route', dict(groups=g, group_id=n.keys.get('group_id', 0)), [x], [s], (s[0]//g, *s[1:]), n.line) for x, s in zip(n.inputs, n.in_shapes)]
             n.inputs, n.keys = [insert(nodes, n, p) for p in parts], {}
             done.append(f'line {n.line}: a grouped route of {len(parts)} layers as {len(parts)} and a plain one')
+        if n.kind == 'maxpool': n.keys = {'size': n.keys.get('stride', 1), 'stride': 1} | n.keys      # defaults differ from reader to reader
+        if n.kind == 'upsample': n.keys.setdefault('stride', 2)
         n.act = WORDS.get(n.act, n.act)
         if n.kind != 'convolutional' and 'activation' in n.keys: n.keys['activation'] = n.act
         if n.kind == 'alternate_channels': raise ValueError(f'line {n.line}: [alternate_channels] cannot be said in plain Darknet')
