@@ -57,7 +57,7 @@ def opencv(cfg):
 
 
 def said(cfg, raw=True): # raw: what happens behind the head's map does not count
-    found = [f for f in check(cfg, 'opencv') if not (raw and f.section in ('yolo', 'region') and ('thresh' in f.found))]
+    found = [f for f in check(cfg, 'opencv') if not (raw and ('thresh' in f.found or 'no σ' in f.found))]
     return next((e for e in ('rejected', 'silent') if any(f.effect == e for f in found)), 'right')
 
 
