@@ -373,3 +373,20 @@ def test_a_hostile_sidecar_is_refused(tmp_path):
         d = json.loads(json.dumps(good)); change(d)
         (tmp_path/'poor/sidecar.json').write_text(json.dumps(d))
         with pytest.raises(FormatError, match='not a sidecar that yolokit wrote'): read(tmp_path/'poor')
+
+
+def test_classes_that_nobody_declares_are_an_error_or_on_request_a_finding(tmp_path):
+    from yolokit import repair
+    for k in ('images', 'labels'): (tmp_path/'y'/k).mkdir(parents=True)
+    for i, c in enumerate((0, 7)):
+        images.write(tmp_path/f'y/images/{i}.png', np.full((20, 20, 3), 90, np.uint8))
+        (tmp_path/f'y/labels/{i}.txt').write_text(f'{c} .5 .5 .2 .2\n')
+    (tmp_path/'y/data.yaml').write_text('train: images\nnames: [car, van]\n')
+    coco = dict(images=[dict(id=1, file_name='a.png', width=9, height=9)], categories=[dict(id=3, name='car')],
+                annotations=[dict(id=1, image_id=1, category_id=3, bbox=[1, 1, 2, 2]), dict(id=2, image_id=1, category_id=9, bbox=[1, 1, 3, 3])])
+    (tmp_path/'c.json').write_text(json.dumps(coco))
+    for path, name in ((tmp_path/'y', 'class 7'), (tmp_path/'c.json', 'category 9')):
+        with pytest.raises(FormatError, match='out of range'): read(path)
+        t = read(path, strict=False)
+        found = repair.check(t, images=False).of('unknown-class')
+        assert len(t) == 2 and len(found) == 1 and found.rows['evidence'][0] == f'class {name!r}' and found.rows['box'][0] == 1

@@ -9,8 +9,9 @@ BOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 CHAPTERS = [p for p in BOOKS if p.stem[:2].isdigit()]
 APPS = [p for p in BOOKS if p not in CHAPTERS]
 EXTRAS = ('ipywidgets', 'jupyterlab', 'papermill', 'nbdev', 'fastcore', 'execnb', 'IPython', 'ipykernel', 'nbformat', 'nbclient', 'pytest', 'onnx', 'onnxruntime', 'optuna', 'ultrafast_pycocotools')
-EXPECTED = '''boxes cfg layers model weights zoo ground images table formats repair viewer datasets parking
-              augment loader loss optim runs train detect evaluate submit'''.split()
+EXPECTED = '''boxes cfg layers model zoo pickles weights published census ground files adapters known records images table checks
+              formats repair viewer datasets scene parking suspects augment loader loss optim runs train stages match views suppress
+              certainty curves detect evaluate leaderboard compact submit sweeps errors graph lower targets export'''.split()
 
 
 def read(path): return json.loads(path.read_text(encoding='utf-8'))
@@ -21,7 +22,7 @@ def ids(paths): return dict(argvalues=paths, ids=[p.stem for p in paths])
 
 def test_every_chapter_and_app_is_there():
     assert set(EXPECTED) <= {p.stem.split('_', 1)[1] for p in CHAPTERS}
-    assert {'prepare', 'train', 'infer', 'evaluate', 'inspect'} <= {p.stem for p in APPS}
+    assert {'prepare', 'train', 'infer', 'evaluate', 'inspect', 'leaderboard', 'sweep', 'export'} <= {p.stem for p in APPS}
 
 
 @pytest.mark.parametrize('path', **ids(CHAPTERS))
