@@ -51,7 +51,7 @@ def to_table(images: list[dict], # id, file, path, split, width, height, ...
     return Table.make(images=columns(images, img), boxes=columns(boxes, box), names=list(names),
                       category_ids=list(ids), extra=extra)
 
-# %% ../nbs/12_formats.ipynb #2dd23187
+# %% ../nbs/12_formats.ipynb #6f66fcbc
 def coco_tables(files: list[tuple[str, Path]], # split, json
                 root, # their common folder: pictures are looked for in it
                 names=None, # class names where the file has no categories
@@ -72,6 +72,7 @@ def coco_tables(files: list[tuple[str, Path]], # split, json
         sources.append(s)
     return joined(images, boxes, cats, dict(format=format, sources=sources, **({'undeclared': sorted(odd)} if odd else {})))
 
+# %% ../nbs/12_formats.ipynb #8c557e3f
 def undeclared(d: dict, # parsed json
                cats: list, cat: dict, # (id, name) so far; category id -> row: both are added to
               ) -> set: # rows
