@@ -86,6 +86,20 @@ class Page:
         for kind in ('mouseMoved', 'mousePressed', 'mouseReleased'):
             self.send('Input.dispatchMouseEvent', type=kind, x=x, y=y, button='none' if kind == 'mouseMoved' else 'left', clickCount=1)
 
+    def press(self, key):
+        "A real key: a letter, a digit, or a name such as ArrowRight."
+        one = len(key) == 1
+        code, number = (f'Key{key.upper()}' if key.isalpha() else f'Digit{key}', ord(key.upper())) if one else (key, dict(ArrowLeft=37, ArrowRight=39, Escape=27, Delete=46)[key])
+        for kind in ('keyDown', 'keyUp'):
+            self.send('Input.dispatchKeyEvent', type=kind, key=key, code=code, windowsVirtualKeyCode=number, **(dict(text=key) if one and kind == 'keyDown' else {}))
+
+    def drag(self, a, b, steps=4):
+        "Press at a, move to b, let go; (x, y) on the screen."
+        put = lambda kind, p, button='left': self.send('Input.dispatchMouseEvent', type=kind, x=p[0], y=p[1], button=button, buttons=int(kind != 'mouseReleased' and button == 'left'), clickCount=1)
+        put('mouseMoved', a, 'none'); put('mousePressed', a)
+        for k in range(1, steps + 1): put('mouseMoved', [u + (v - u)*k/steps for u, v in zip(a, b)])
+        put('mouseReleased', b)
+
     def picture(self, path): Path(path).write_bytes(base64.b64decode(self.send('Page.captureScreenshot')['data']))
 
 @contextmanager
