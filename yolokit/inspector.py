@@ -215,7 +215,7 @@ def rgb(self: Inspector, i: int) -> np.ndarray:
 
 Inspector.boxes, Inspector.edit, Inspector.on, Inspector.erase, Inspector.wh, Inspector.rgb = boxes, edit, on, erase, wh, rgb
 
-# %% ../nbs/16_inspector.ipynb #6c3587f3
+# %% ../nbs/16_inspector.ipynb #3ccef613
 def said(self: Inspector) -> str:
     "What was decided on the finding that is shown."
     k = self.row
@@ -236,6 +236,9 @@ def html(self: Inspector) -> str:
     return (f'{bad}<b>{self.at + 1} / {len(self)} · {head}</b>{sure} · <span class="yk-said yk-{said[:6]}">{said}</span> · {len(self.by)} decisions so far<br>'
             f'{escape(REASONS[r["reason"][k]][3])}: {seen}' + ''.join(f' · {l}' for l in file) + split)
 
+Inspector.said, Inspector.html = said, html
+
+# %% ../nbs/16_inspector.ipynb #a187d790
 def near(self: Inspector, shape: tuple) -> np.ndarray: # (h, w, 3) uint8
     "The close-up beside: the person's own box is the mend where there is one."
     k, r = self.row, self.shown.rows
@@ -244,7 +247,7 @@ def near(self: Inspector, shape: tuple) -> np.ndarray: # (h, w, 3) uint8
     if b < 0 or hand is None: return panel(self.shown, k, shape, rgb)
     return close_up(self.table, i, places(self.table, b), hand.get('after') or [np.nan]*4, None, shape, rgb)
 
-Inspector.said, Inspector.html, Inspector.near = said, html, near
+Inspector.near = near
 
 # %% ../nbs/16_inspector.ipynb #6e8664d4
 def png(self: Inspector, height: int = 420, # px
