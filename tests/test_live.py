@@ -159,7 +159,7 @@ def test_decisions_survive_a_reload_and_reach_the_prepared_folder(tmp_path):
         see(page, f'{len(kept)} decisions', 30)
         choose(page, 3, 'decided')
         see(page, '1 / ')
-        page.js(f"{SVG}.scrollIntoView()")
+        page.js("document.querySelector('.yk-inspector').scrollIntoView()")
         shot('6-reloaded')
         assert said() == kept
     # papermill takes the file

@@ -450,7 +450,7 @@ def grid(self: Inspector) -> str:
 
 Inspector.stage = stage
 
-# %% ../nbs/16_inspector.ipynb #21050a81
+# %% ../nbs/16_inspector.ipynb #8cc8fa77
 def hear(self: Inspector, text: str, # json: list of dict(n, k, do, ...)
         ):
     "Act on the events that have not been seen yet; then show once."
@@ -463,6 +463,9 @@ def hear(self: Inspector, text: str, # json: list of dict(n, k, do, ...)
     if new and not (len(new) == 1 and new[0]['do'] == 'select'): self.refresh()
     return self
 
+Inspector.hear = hear
+
+# %% ../nbs/16_inspector.ipynb #3f29ab7f
 def do(self: Inspector, word: str, id='', after=None, label=None, row=-1):
     "One event or button; an error is shown where the person looks."
     quiet, self._quiet, self.error = self._quiet, True, ''
@@ -478,7 +481,7 @@ def do(self: Inspector, word: str, id='', after=None, label=None, row=-1):
     finally: self._quiet = quiet
     return self
 
-Inspector.hear, Inspector.do = hear, do
+Inspector.do = do
 
 # %% ../nbs/16_inspector.ipynb #1bb758cc
 def widget(self: Inspector):
