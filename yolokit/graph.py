@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OPSET', 'IR', 'ACT', 'EMIT', 'FORMS', 'need', 'Graph', 'clip', 'times', 'plus', 'add', 'line_between', 'stair',
-           'hard_mish', 'gelu', 'hard_sigmoid', 'act', 'conv', 'pool', 'part', 'route', 'shortcut', 'multiply',
-           'upsample', 'reshape', 'sort_pixels', 'reorg', 'mix', 'connected', 'batchnorm', 'softmax', 'crop', 'same',
-           'network', 'decode', 'corners', 'boxes', 'nms', 'head_end', 'facts', 'graph']
+           'hard_mish', 'gelu', 'hard_sigmoid', 'shares', 'act', 'conv', 'pool', 'part', 'route', 'shortcut',
+           'multiply', 'upsample', 'reshape', 'sort_pixels', 'reorg', 'mix', 'connected', 'batchnorm', 'softmax',
+           'crop', 'same', 'network', 'decode', 'corners', 'boxes', 'nms', 'head_end', 'facts', 'graph']
 
 # %% ../nbs/47_graph.ipynb #65b155eb
 import copy, hashlib, json
@@ -54,7 +54,7 @@ class Graph:
             self.tensors.append(need().numpy_helper.from_array(a, self.known[key]))
         return self.known[key]
 
-# %% ../nbs/47_graph.ipynb #31ce0641
+# %% ../nbs/47_graph.ipynb #12ea7123
 def clip(g, x, lo, hi): return g('Clip', x, g.const(float(lo)), g.const(float(hi)))
 def times(g, x, k): return g('Mul', x, g.const(float(k)))
 def plus(g, x, k): return g('Add', x, g.const(float(k)))
@@ -79,7 +79,12 @@ def gelu(g, x):
 
 def hard_sigmoid(g, x): return g('HardSigmoid', x, alpha=1/6, beta=.5)
 
-# %% ../nbs/47_graph.ipynb #0e12c43f
+def shares(g, x, softmax=False, top=False): # of `layers.channels`
+    if top: x = g('Sub', x, g('ReduceMax', x, axes=[1], keepdims=1))
+    y = g('Exp' if softmax else 'Relu', x)
+    return g('Div', y, plus(g, g('ReduceSum', y, g.const(np.array([1])), keepdims=1), 1e-4))
+
+# %% ../nbs/47_graph.ipynb #cdff83d4
 ACT = dict(relu=lambda g, x: g('Relu', x), tanh=lambda g, x: g('Tanh', x), softplus=lambda g, x: g('Softplus', x), elu=lambda g, x: g('Elu', x),
     selu=lambda g, x: g('Selu', x, alpha=1.6732, gamma=1.0507), relu6=lambda g, x: clip(g, x, 0, 6), hardtan=lambda g, x: clip(g, x, -1, 1),
     relie=lambda g, x: g('LeakyRelu', x, alpha=.01), loggy=lambda g, x: plus(g, times(g, g('Sigmoid', x), 2), -1),
@@ -87,6 +92,7 @@ ACT = dict(relu=lambda g, x: g('Relu', x), tanh=lambda g, x: g('Tanh', x), softp
     hardsigmoid=hard_sigmoid, gelu=gelu, stair=stair, hard_mish=hard_mish,
     lhtan=lambda g, x: line_between(g, x, 0, 1, .001, 1, 0), plse=lambda g, x: line_between(g, x, -4, 4, .01, .125, .5),
     **dict.fromkeys(('linear', 'none'), lambda g, x: x), **dict.fromkeys(('logistic', 'sigmoid'), lambda g, x: g('Sigmoid', x)),
+    normalize_channels=shares, normalize_channels_softmax=lambda g, x: shares(g, x, True), normalize_channels_softmax_maxval=lambda g, x: shares(g, x, True, True),
     **dict.fromkeys(('leaky', 'revleaky'), lambda g, x: g('LeakyRelu', x, alpha=.1)),
     **dict.fromkeys(('swish', 'silu'), lambda g, x: g('Mul', x, g('Sigmoid', x))),
     **dict.fromkeys(('h_swish', 'hardswish'), lambda g, x: g('Mul', x, hard_sigmoid(g, x))))
