@@ -174,6 +174,9 @@ def test_a_detectors_findings_go_the_same_way(lot):
     for _ in range(4): assert box.stage(); box.accept()
     new, journal = box.settle()
     assert len(new) == len(lot) and [5, 6, 50, 60] in new.xyxy.tolist() and [7, 8, 70, 80] in new.xyxy.tolist()
+    rules = repair.plan(repair.check(lot)).of('outside').decide(box.decisions) # what `prepare` does: its plan knows nothing of the detector
+    new, _ = repair.apply(lot, rules)
+    assert [5, 6, 50, 60] in new.xyxy.tolist() and [7, 8, 70, 80] in new.xyxy.tolist() and rules.rows['action'][-4:].tolist().count('drop') == 1
     box = inspector.Inspector(lot, f, reason='overlooked').edit('p', [1, 2, 30, 40], 0) # the proposal corrected: it is the person's box then
     assert box.said() == 'reject' and 'p' not in box.boxes() and [1, 2, 30, 40] in box.settle()[0].xyxy.tolist()
 

@@ -96,17 +96,19 @@ def decision_key(d: dict) -> tuple: # d: a decision, or a record of a plan
     place = [float(v) for v in d.get('proposal') or [] if v == v]
     return d['reason'], nfc(d.get('file') or ''), int(d.get('label', -1)), tuple(round(v, 2) for v in place)
 
-# %% ../nbs/13_repair.ipynb #e9ffaf7e
+# %% ../nbs/13_repair.ipynb #6aa23574
 def decide(self: Plan, decisions: list, # of dict(box, reason, file, decision: accept | reject | skip, after: optional 4 numbers, label: optional class)
           ) -> Plan:
     "The plan with a person's decisions in it; the last word on an edit counts."
-    hand = [d for d in decisions if d['reason'] == 'by-hand' and d['decision'] == 'accept']
+    at, key = {decision_key(d): i for i, d in enumerate(self.records())}, lambda d: decision_key({k: v for k, v in d.items() if k != 'label'} if d['box'] >= 0 else d)
+    lone = lambda d: d['reason'] in MODEL and 'action' in d and key(d) not in at # a detector's finding that this plan does not know: it carries its edit
+    hand = [d for d in decisions if (d['reason'] == 'by-hand' or lone(d)) and d['decision'] == 'accept']
     new = self if not hand else dataclasses.replace(self, rows={k: np.concatenate([self.rows[k], v]) for k, v in _by_hand(self, hand).items()})
     rows = new.rows | {k: new.rows[k].copy() for k in ('state', 'action', 'after', 'iou', 'label', 'person')}
-    at, file = {decision_key(d): i for i, d in enumerate(self.records())}, self.table.images['file']
+    file = self.table.images['file']
     for d in decisions:
-        if d['decision'] == 'skip' or d['reason'] == 'by-hand': continue
-        i = at.get(decision_key({k: v for k, v in d.items() if k != 'label'} if d['box'] >= 0 else d))
+        if d['decision'] == 'skip' or d['reason'] == 'by-hand' or lone(d): continue
+        i = at.get(key(d))
         if i is None: raise RepairError(f'decision on box {d["box"]} ({d["reason"]}, {d.get("file")}): the plan has no such edit; was it made for other data?')
         here = str(file[rows['image'][i]]) if rows['image'][i] >= 0 else ''
         if nfc(d.get('file') or here) != nfc(here): raise RepairError(f'decision on box {d["box"]} is about {d["file"]}, the plan about {here}')
