@@ -500,3 +500,13 @@ def test_surgery_reaches_the_implicit_vectors(tmp_path):
     assert {x.name for x in r.rows if x.how == 'sliced'} == {'layers.4.weight', 'layers.7.conv.weight', 'layers.7.conv.bias'} and r.count('new') == 0
     half = transfer(Detector(Cfg.parse(SMALL_YOLOR), ['x', 'car'], seed=3), src)
     assert '1 of 2 classes' in str(half) and half.count('unused') == 0
+
+
+def test_class_surgery_of_a_gaussian_head_keeps_its_nine_rows():
+    "Four coordinates with their deviations, and the objectness: rows 0 to 8 of an anchor are no classes."
+    text = ('[net]\nwidth=32\nheight=32\nchannels=3\n[convolutional]\nfilters={f}\nsize=1\nstride=1\npad=1\nactivation=linear\n'
+            '[Gaussian_yolo]\nmask=0,1\nanchors=4,4, 8,8\nnum=2\nclasses={c}\n')
+    a, b = (Detector(Cfg.parse(text.format(f=2*(9 + len(n)), c=len(n))), n, seed=s) for s, n in enumerate((['car', 'bus'], ['van', 'bus', 'car'])))
+    report = transfer(a, b)
+    x, y = (d.layers[0].conv.bias.view(2, 9 + d.nc) for d in (a, b))
+    assert torch.equal(x[:, :9], y[:, :9]) and torch.equal(x[:, 9:], y[:, [11, 10]]) and {r.how for r in report.rows} == {'sliced'}

@@ -392,7 +392,7 @@ def load_checkpoint(path,
         return from_state(pickles.module_arrays(net) if isinstance(net, Record) else net, cfg)
     except Refused as e: raise WeightsError(f'{path}: this {kind} was not loaded: {e}') from None
 
-# %% ../nbs/05_weights.ipynb #59023e88
+# %% ../nbs/05_weights.ipynb #c15bc2b0
 def class_rows(dst, src,
                classes=None, # {name in dst: name in src} for classes that changed their name
               ) -> list: # of (class in dst, class in src)
@@ -411,13 +411,13 @@ def class_rows(dst, src,
 def class_layers(detector, h): # layers whose channels are anchors × (5 + classes): the head's convolution, YOLOR's vectors behind it
     return [s.index - 1 for s in head_sections(detector.cfg, detector.cfg.sections[h.index + 1])]
 
-def surgery(a, b, anchors, nc_a, nc_b, pairs): # in place; tensors whose first axis is anchors × (5 + classes)
-    "Box and objectness rows of b into a, and the class rows in pairs."
-    a, b = a.view(anchors, 5 + nc_a, -1), b.view(anchors, 5 + nc_b, -1)
-    a[:, :5] = b[:, :5].to(a)
-    for i, j in pairs: a[:, 5 + i] = b[:, 5 + j].to(a)
+def surgery(a, b, anchors, n, nc_a, nc_b, pairs): # in place; tensors whose first axis is anchors × (n + classes)
+    "The n rows of box and objectness of b into a (5, of a Gaussian head 9), and the class rows in pairs."
+    a, b = a.view(anchors, n + nc_a, -1), b.view(anchors, n + nc_b, -1)
+    a[:, :n] = b[:, :n].to(a)
+    for i, j in pairs: a[:, n + i] = b[:, n + j].to(a)
 
-# %% ../nbs/05_weights.ipynb #ce06b238
+# %% ../nbs/05_weights.ipynb #69dac680
 @torch.no_grad()
 def transfer(dst, src, # both Detectors
              classes=None, # {name in dst: name in src} for classes that changed their name
@@ -425,12 +425,12 @@ def transfer(dst, src, # both Detectors
     "The weights of src into dst, tensor by tensor, heads by class name."
     theirs, pairs, rows = src.state_dict(), class_rows(dst, src, classes), []
     same = dst.nc == src.nc and len(pairs) == dst.nc and all(i == j for i, j in pairs)
-    heads = {f'layers.{i}.': (len(h.anchors), len(g.anchors)) for h, g in zip(dst.heads, src.heads) if h.conv == g.conv for i in class_layers(dst, h)}
+    heads = {f'layers.{i}.': (len(h.anchors), len(g.anchors), h.box + 1) for h, g in zip(dst.heads, src.heads) if h.conv == g.conv and h.kind == g.kind != 'detection' for i in class_layers(dst, h)}
     for name, t in dst.state_dict().items():
         b, head, how, note = theirs.pop(name, None), heads.get('.'.join(name.split('.')[:2]) + '.'), 'new', ''
         if b is None: note = 'not in the source'
         elif head and not same and head[0] == head[1] and (t.shape[1:] == b.shape[1:] or t.dim() == 4 and len(t) == len(b) == 1):
-            surgery(t, b, head[0], dst.nc, src.nc, pairs)
+            surgery(t, b, head[0], head[2], dst.nc, src.nc, pairs)
             how, note = 'sliced', f'box and objectness of {head[0]} anchors, {len(pairs)} of {dst.nc} classes'
         elif t.shape == b.shape and (same or not head): t.copy_(b); how = 'transferred'
         else: note = f'{"×".join(map(str, b.shape))} in the source'

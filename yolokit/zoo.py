@@ -174,7 +174,7 @@ def down(n: Net, filters: int, left: int) -> int: # left: layer of the same stri
     "Halved in size and stacked with a layer of that size."
     return route(n, conv(n, filters, 3, 2), left)
 
-# %% ../nbs/04_zoo.ipynb #db45efbc
+# %% ../nbs/04_zoo.ipynb #72ffcd0b
 def head(n: Net, mask: list, # anchors of this head
          anchors: list,      # (w, h) of all heads, pixels
          classes: int,
@@ -185,7 +185,7 @@ def head(n: Net, mask: list, # anchors of this head
     if implicit: n.add('shift_channels', **{'from': implicit[0]})
     conv(n, len(mask) * (5 + classes), act='logistic' if kind == 'sigma' else 'linear', bn=False, role=role)
     if implicit: n.add('control_channels', **{'from': implicit[1]})
-    return n.add('yolo', mask=','.join(map(str, mask)), anchors=', '.join(f'{w:g},{h:g}' for w, h in anchors), classes=classes, num=len(anchors),
+    return n.add('yolo', mask=','.join(map(str, mask)), anchors=', '.join(f'{w:.9g},{h:.9g}' for w, h in anchors), classes=classes, num=len(anchors),
         jitter=.3, ignore_thresh=.7, truth_thresh=1, **options, **(dict(scale_x_y=2.0, new_coords=1) if kind else {}))
 
 # %% ../nbs/04_zoo.ipynb #48347984
