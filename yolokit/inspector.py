@@ -249,7 +249,7 @@ def near(self: Inspector, shape: tuple) -> np.ndarray: # (h, w, 3) uint8
 
 Inspector.near = near
 
-# %% ../nbs/16_inspector.ipynb #6e8664d4
+# %% ../nbs/16_inspector.ipynb #fd8e58f6
 def png(self: Inspector, height: int = 420, # px
        ) -> bytes:
     "The finding that is shown, as a PNG."
@@ -259,7 +259,7 @@ def png(self: Inspector, height: int = 420, # px
         i, out = int(self.shown.rows['image'][k]), self.near((height, height))
         if i >= 0:
             rgb = self.rgb(i)
-            left = whole(self.table, i, (round(height*min(rgb.shape[1]/rgb.shape[0], 2)), height), rgb)
+            left = whole(self.table, i, (round(height*min(rgb.shape[1]/rgb.shape[0], 2)), height), rgb, self.shown.rows['box'][k])
             out = np.concatenate([left, np.full((height, 6, 3), 255, np.uint8), out], 1)
     return cv2.imencode('.png', cv2.cvtColor(out, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
 
@@ -554,7 +554,7 @@ def _repr_mimebundle_(self: Inspector, **kw):
 
 Inspector.fields, Inspector.refresh, Inspector._repr_mimebundle_ = fields, refresh, _repr_mimebundle_
 
-# %% ../nbs/16_inspector.ipynb #53ee6493
+# %% ../nbs/16_inspector.ipynb #885bb529
 def settle(self: Inspector, out='' # new folder: gets annotations as COCO json and the journal; '': nothing is written
           ) -> tuple: # Table, Journal
     "The plan with the decisions in it, applied."
@@ -571,6 +571,7 @@ class Options:
     reason: str = ''; split: str = ''; name: str = '' # only these; '': any
     n: int = 12 # pictures in the gallery
     network: str = 'yolokit-nano' # whose anchors are drawn over the sizes
+    detections: str = '' # COCO results of a detector that has not learnt these images; '': rules only
     decisions: str = '' # json file; '': data/<name>-decisions.json
     out: str = '' # folder for a copy with the decisions applied; '': none
 

@@ -6,7 +6,7 @@
 __all__ = ['PLACE', 'HIT', 'KINDS', 'places', 'evidence', 'usual', 'aligned', 'scaled', 'scores', 'rank', 'joined', 'folds',
            'train_fold', 'detections', 'plant', 'precision_at_k', 'drawn']
 
-# %% ../nbs/44_suspects.ipynb #2d68cee9
+# %% ../nbs/44_suspects.ipynb #162b0e2c
 import json
 from dataclasses import replace
 from math import ceil
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from . import datasets, weights, zoo
 from .boxes import clip, iou, iou_aligned
-from .checks import MODEL, Findings, found
+from .checks import MODEL, Findings, found, sort_corners
 from .detect import detect
 from .formats import read
 from .ground import rng
@@ -123,14 +123,15 @@ def scores(truth: Table, d: Table) -> tuple: # dict kind -> (N,) of the labels; 
     over = d.boxes['score'][p['row']]*(1 - p['near'])*(1 - p['kin'])**2*(p['near'] < .45)
     return {k: v.clip(0) for k, v in kinds.items()}, over, l, p
 
-# %% ../nbs/44_suspects.ipynb #9a736ae2
+# %% ../nbs/44_suspects.ipynb #689ff433
 def rank(truth: Table, # labels
          detections: Table, # out-of-sample: on each image by a detector that has not learnt its labels
          share: float = .1, # of each kind at most so many, as a share of the labels
         ) -> Findings: # worst first
     "Labels by suspicion: overlooked, swapped, misplaced, spurious."
-    d = scaled(truth, aligned(truth, detections))
-    kinds, over, l, p = scores(truth, d)
+    sound = truth.with_xyxy(sort_corners(np.nan_to_num(truth.xyxy))) # corners in the wrong order are a rule's finding, not a detector's
+    d = scaled(sound, aligned(truth, detections))
+    kinds, over, l, p = scores(sound, d)
     most, im, xyxy, t = ceil(share*len(truth)), truth.boxes['image'], d.xyxy, d.boxes['score'] # t in units of its class
     worst = lambda s: (r := np.argsort(-s, kind='stable')[:most])[s[r] > 0]
     name = lambda c: truth.names[int(c)]

@@ -125,15 +125,17 @@ def boxes_of(what, k: int # row
     if 'before' not in r: return place(r['box'][k]), None, other
     return r['before'][k], r['after'][k] if r['action'][k] else None, other
 
-# %% ../nbs/14_viewer.ipynb #2251c755
+# %% ../nbs/14_viewer.ipynb #1472f835
 def whole(table: Table, i: int, # row in images
           shape: tuple, # (w, h)
           rgb=None, # the image, where it has been read
+          one: int = -1, # row in boxes: red, with its class; -1: none
          ) -> np.ndarray: # (h, w, 3) uint8
     "A whole image with its boxes, coloured by class."
     rgb, rows = picture(table, i) if rgb is None else rgb, table.of(i)
     fit = letterbox(*rgb.shape[1::-1], *shape)
-    return draw(fit.image(rgb), fit.boxes(places(table, rows)), None, table.boxes['category'][rows], width=1)
+    out = draw(fit.image(rgb), fit.boxes(places(table, rows)), None, table.boxes['category'][rows], width=1)
+    return out if one < 0 else draw(out, fit.boxes(places(table, one)), [nfc(table.names[table.boxes['category'][one]])], [RED], width=3)
 
 def places(table: Table, rows) -> np.ndarray: # (n, 4)
     "Where some boxes are; the table's own `xyxy` would copy all of them."
