@@ -62,7 +62,7 @@ def kinds(m: Match, truth: Table, found: Table, low: float = .1, high: float = .
     of = np.append(j, -1)[pair]
     return kind, of, np.append(v, 0.)[pair]
 
-# %% ../nbs/46_errors.ipynb #274a0c25
+# %% ../nbs/46_errors.ipynb #a2f05ea2
 def errors(truth: Table, detections: Table, max_det: int = 100) -> Errors:
     "What is wrong with these answers, the worst first."
     check_boxes(truth, 'truth'); check_boxes(detections, 'detections')
@@ -80,6 +80,7 @@ def errors(truth: Table, detections: Table, max_det: int = 100) -> Errors:
     said = lambda k: f'score {m.score[k]:.2f}' + (f', IoU {v[k]:.2f} with {truth.names[m.truth_cls[of[k]]]}' if of[k] >= 0 else '')
     rows = dict(reason=np.append(kind[wrong], np.full(len(gone), MISSED)).astype(object), image=np.append(m.image[wrong], m.truth_image[gone]),
                 box=np.append(len(truth) + m.row[wrong], gone), other=np.append(of[wrong], np.full(len(gone), -1)),
+                label=np.full(len(wrong) + len(gone), -1), proposal=np.full((len(wrong) + len(gone), 4), np.nan), # what the gallery asks for: no mend
                 severity=np.append(m.score[wrong], area[gone]/max(area.max(initial=1), 1)),
                 evidence=np.array([said(k) for k in wrong] + [f'{area[k]:.0f} px across' for k in gone], object))
     order = np.argsort(-rows['severity'], kind='stable')
