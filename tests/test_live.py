@@ -110,7 +110,7 @@ def test_inspector_in_a_live_page(tmp_path):
         page.press('r') # the button has the focus now
         see(page, '4 / ')
         choose(page, 3, 'decided')
-        see(page, '1 / 3')
+        see(page, '1 / 3 ·')
         assert page.js(f"{NOTEBOOK}.content.widgets.length") == cells
         words = [(d['reason'], d['decision']) for d in said()]
         assert len(words) == 5 and words.count(('by-hand', 'accept')) == 2 and said()[0]['file'].startswith('주차장_')
@@ -158,7 +158,7 @@ def test_decisions_survive_a_reload_and_reach_the_prepared_folder(tmp_path):
         run_all(page, url('live.ipynb')) # a new page, the cells once more
         see(page, f'{len(kept)} decisions', 30)
         choose(page, 3, 'decided')
-        see(page, f"1 / {sum(d['reason'] != 'by-hand' for d in kept)}")
+        see(page, f"1 / {sum(d['reason'] != 'by-hand' for d in kept)} ·")
         page.js("document.querySelector('.yk-inspector').scrollIntoView()")
         shot('6-reloaded')
         assert said() == kept
