@@ -78,7 +78,7 @@ def bce(x: torch.Tensor, # logits
     "Binary cross entropy of logits, element by element."
     return -(pw*t*F.logsigmoid(x) + (1 - t)*F.logsigmoid(-x))
 
-# %% ../nbs/30_loss.ipynb #908485e7
+# %% ../nbs/30_loss.ipynb #66400642
 @dataclass(frozen=True)
 class Gains:
     "What each part weighs: the recipes' numbers, and which lineage scales them."
@@ -88,9 +88,10 @@ class Gains:
     obj_pw: float = 1. # weight of the positive part of the objectness
     cls_pw: float = 1. # and of the class
     anchor_t: float = 4. # how many times a side may differ from the anchor's
+    smoothing: float = 0. # ε of label smoothing: a class is true by 1 − ε/2, another by ε/2
     lineage: str = 'v5' # or 'yolor', which PyTorch_YOLOv4 shares
 
-# %% ../nbs/30_loss.ipynb #d3032fb9
+# %% ../nbs/30_loss.ipynb #a3ac8d49
 def level(p: torch.Tensor, # (B, A·(5+nc), h, w) logits
           targets: torch.Tensor, # (B, M, 5) class cx cy w h, pixels of the network's input; class -1: padding
           head, # the detector's
@@ -109,6 +110,7 @@ def level(p: torch.Tensor, # (B, A·(5+nc), h, w) logits
     known = p[:, :, 4].flatten(2)  # (B, A, h·w)
     good = torch.zeros_like(known).scatter_reduce(2, at, (iou.detach().clamp(0)*mask).flatten(2), 'amax')
     one = (targets[..., :1] == torch.arange(head.nc, device=p.device)).to(p)[:, None, :, None]
+    if g.smoothing: one = one*(1 - g.smoothing) + g.smoothing/2
     # with a single class there is nothing to tell apart
     cls = (bce(said[..., 5:], one, g.cls_pw).mean(-1)*mask).sum()/n if head.nc > 1 else p.new_zeros(())
     return box, bce(known, good, g.obj_pw).mean(), cls

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SCRATCH', 'ADAMW', 'RECIPES', 'AGC', 'VOC', 'COUNTERS', 'LIMIT', 'Recipe', 'batches_a_step', 'total_steps', 'due',
-           'rates', 'TrainError', 'fast_bf16', 'precision', 'Training', 'begin', 'state', 'restore', 'losses',
-           'backward', 'stream', 'Kept', 'culprit', 'skip', 'fitness', 'judge', 'save_weights', 'fit', 'save', 'log',
-           'batch_picture', 'curves']
+           'rates', 'TrainError', 'fast_bf16', 'precision', 'Training', 'begin', 'state', 'restore', 'frozen', 'freeze',
+           'losses', 'backward', 'stream', 'Kept', 'culprit', 'skip', 'fitness', 'judge', 'save_weights', 'fit', 'save',
+           'log', 'batch_picture', 'curves']
 
-# %% ../nbs/33_train.ipynb #74f5eb63
-import copy, itertools, math, time
+# %% ../nbs/33_train.ipynb #2a6c2b5f
+import copy, itertools, math, re, time
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from .model import Detector, state_hash
 from .optim import EMA, accumulate, decay, groups, lr_at, optimizer, set_rates
 from .runs import Run, Stop, Stopped
 
-# %% ../nbs/33_train.ipynb #ced21dac
+# %% ../nbs/33_train.ipynb #28eae6b5
 @dataclass(frozen=True)
 class Recipe:
     "Every number of a training."
@@ -49,6 +49,8 @@ class Recipe:
     ema_tau: float = 2000.      # steps until it does, about
     every: float = 1.           # epochs between two evaluations
     patience: int = 0           # evaluations without a better one after which it ends; 0: never
+    autoanchor: bool = False    # other anchors, where those catch more boxes (22_anchors)
+    freeze: str = ''            # what is not trained: layers '0-9', names 'layers.3.', stages 'stage2'; see `frozen`
     gains: Gains = Gains()      # of the loss
     augment: Augment = Augment()
 
@@ -146,10 +148,11 @@ class Training:
 
 COUNTERS = 'step judged best best_step stale bad sums'.split()
 
-# %% ../nbs/33_train.ipynb #421c3575
+# %% ../nbs/33_train.ipynb #6da30ae8
 def begin(detector: Detector, r: Recipe, dev=torch.device('cpu'), amp: str = 'off') -> Training:
     "A training at step 0."
     detector = detector.to(dev).to(memory_format=torch.channels_last).train()
+    if r.freeze: freeze(detector, r.freeze)
     opt = optimizer(groups(detector), r.optimizer, r.lr0, r.momentum, decay(r.bs, r.weight_decay, r.nominal or r.bs))
     scaler = torch.amp.GradScaler(dev.type, enabled=amp == 'fp16')
     return Training(detector, Loss(detector, r.gains), opt, EMA(detector, r.ema, r.ema_tau), scaler, dev, amp)
@@ -166,6 +169,30 @@ def restore(t: Training, s: dict) -> None: # s: of `state`
     t.ema.load_state(s['ema'])
     if s['scaler']: t.scaler.load_state_dict(s['scaler'])
     for k in COUNTERS: setattr(t, k, copy.copy(s[k]))
+
+# %% ../nbs/33_train.ipynb #132be433
+def frozen(detector: Detector, spec: str, # 'stage3', '0-9, 12', 'layers.3.conv', commas between
+          ) -> list: # names of the modules that hold the parameters
+    "The modules that a recipe's `freeze` means; an error where a word means none."
+    out, w = [], detector.size[0]
+    for word in filter(None, (x.strip() for x in spec.split(','))):
+        if word.startswith('stage') and word[5:].isdigit():
+            below = (k for k, l in enumerate(detector.cfg.plan()) if w//l.shape[2] > 2**int(word[5:]))
+            layers = range(next(below, 0))
+        elif re.fullmatch(r'\d+(-\d+)?', word): layers = range(int(word.split('-')[0]), int(word.split('-')[-1]) + 1)
+        else: layers = None
+        mine = lambda n: n.startswith(word) if layers is None else n.startswith('layers.') and int(n.split('.')[1]) in layers
+        # a beginning may lie within a parameter's own name, such as layers.3.conv.bias
+        got = [n for n, m in detector.named_modules() if any(mine(f'{n}.{p}') for p, _ in m.named_parameters(recurse=False))]
+        if not got: raise TrainError(f'freeze={word!r}: no such layer, name or stage in {detector.cfg.name}')
+        out += got
+    return list(dict.fromkeys(out))
+
+def freeze(detector: Detector, spec: str) -> None:
+    "No gradients, and no new statistics, for these modules."
+    modules = dict(detector.named_modules())
+    for name in frozen(detector, spec): modules[name].eval().requires_grad_(False)
+    if not any(p.requires_grad for p in detector.parameters()): raise TrainError(f'freeze={spec!r}: nothing is left to train')
 
 # %% ../nbs/33_train.ipynb #32435d7c
 def losses(t: Training, batch: Batch): # -> () total, dict of box, obj, cls
