@@ -28,7 +28,7 @@ from .train import RECIPES, Recipe, Training, TrainError, batch_picture, batches
 # %% ../nbs/34_stages.ipynb #2266a298
 STAGES = {'baseline': '', 'finetune': 'baseline'}  # a stage and the one it starts from
 
-# %% ../nbs/34_stages.ipynb #479dc141
+# %% ../nbs/34_stages.ipynb #d8901ebe
 @dataclass
 class Config:
     "The parameters of the train notebook."
@@ -43,8 +43,7 @@ class Config:
     resume: str = ''                # name of a run to go on with
     epochs: int = 0
     steps: int = 0                  # goes before epochs
-    width: int = 0                  # of the network's input, pixels
-    height: int = 0
+    width: int = 0; height: int = 0 # of the network's input, pixels
     bs: int = 0
     lr0: float = 0.
     every: float = 0.               # epochs between two evaluations
