@@ -390,3 +390,13 @@ def test_classes_that_nobody_declares_are_an_error_or_on_request_a_finding(tmp_p
         t = read(path, strict=False)
         found = repair.check(t, images=False).of('unknown-class')
         assert len(t) == 2 and len(found) == 1 and found.rows['evidence'][0] == f'class {name!r}' and found.rows['box'][0] == 1
+
+
+def test_coco_s_own_layout_is_known(tmp_path):
+    "images/ beside annotations/ is no YOLO folder as long as there are no labels."
+    (tmp_path/'images/train2017').mkdir(parents=True); (tmp_path/'annotations').mkdir()
+    images.write(tmp_path/'images/train2017/a.png', np.full((9, 9, 3), 90, np.uint8))
+    (tmp_path/'annotations/instances_train2017.json').write_text(json.dumps(dict(images=[dict(id=1, file_name='a.png', width=9, height=9)],
+        categories=[dict(id=3, name='car')], annotations=[dict(id=1, image_id=1, category_id=3, bbox=[1, 1, 2, 2])])))
+    t = read(tmp_path)
+    assert (formats.detect(tmp_path), len(t), t.images['split'][0], bool(t.images['path'][0])) == ('coco', 1, 'train', True)

@@ -694,7 +694,7 @@ def rows_again(found, was, u: int, i: int | None, category, row: int) -> list[tu
 
 def xyxy_of(t: Table, rows) -> np.ndarray: return np.stack([t.boxes[k][rows] for k in ('x0', 'y0', 'x1', 'y1')], -1)
 
-# %% ../nbs/12_formats.ipynb #95bfa949
+# %% ../nbs/12_formats.ipynb #7c4268ea
 READ = dict(coco=read_coco, yolo=read_yolo, darknet=read_darknet, parking=read_parking, adapter=read_adapter,
             **{k: partial(read_described, A=A, format=k) for k, A in DESCRIBED.items()})
 WRITE = dict(coco=write_coco, yolo=write_yolo, darknet=write_darknet, parking=write_parking, adapter=write_adapter,
@@ -712,6 +712,7 @@ def detect(path) -> str:
     if parking_files(d): return 'parking'
     if (d/'prepared.json').is_file() and (d/'annotations.json').is_file(): return 'coco'  # what `datasets.prepare` wrote: both are there
     found = [k for k, is_it in LOOKS.items() if is_it(d)]
+    if found == ['yolo', 'coco'] and not listing(d, ('.txt', '.yaml', '.yml')): return 'coco'  # images/ and annotations/: no labels of YOLO's
     if len(found) == 1: return found[0]
     raise FormatError(d, f'looks like {" and ".join(found)}' if found else f'no annotations in it ({sum(1 for _ in d.iterdir())} entries)',
                       f'Say format={"|".join(found or READ)}, or name the annotation file.')
