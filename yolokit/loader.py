@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LoaderError', 'truths', 'Source', 'read', 'load', 'available', 'cached', 'Batch', 'capacity', 'padded', 'Work',
-           'build', 'order', 'start_worker', 'same', 'Loader', 'epoch', 'start_pool', 'close']
+           'build', 'order', 'image_worth', 'start_worker', 'same', 'Loader', 'epoch', 'start_pool', 'close']
 
-# %% ../nbs/21_loader.ipynb #f48003a9
+# %% ../nbs/21_loader.ipynb #6560bd6c
 import atexit, multiprocessing, os, signal, weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from . import boxes as bx, images
-from .augment import ORDER, Augment, sample
+from .augment import Augment, ORDER, sample
 from .ground import progress, rng
 from .images import ImageError
 from .table import Table
@@ -178,13 +178,32 @@ def build(work: Work, epoch: int,
     index = [i for i, *_ in got]
     return Batch(images, targets, torch.tensor(index, dtype=torch.int64), [src.files[i] for i in index], [g[3] for g in got], skipped)
 
-# %% ../nbs/21_loader.ipynb #35a00b68
+# %% ../nbs/21_loader.ipynb #4245a70a
 def order(n: int, # images
           seed: int, epoch: int,
           shuffle: bool = True,
-         ) -> np.ndarray: # (n,) rows of the table
+          part: int = 0, # images of an epoch that is a part of the data; 0: all, once
+          replacement: bool = False, # each drawn from all, so that some come twice
+          worth: np.ndarray | None = None, # (n,) how often an image is to come, relatively: drawn with replacement
+         ) -> np.ndarray: # (part or n,) rows of the table
     "Which image comes at which place of an epoch."
-    return rng(seed, epoch, stream=ORDER).permutation(n) if shuffle else np.arange(n)
+    if not shuffle: return np.arange(n)
+    m = part or n
+    if worth is not None: return rng(seed, epoch, stream=ORDER).choice(n, m, p=worth/worth.sum())
+    if replacement: return rng(seed, epoch, stream=ORDER).integers(n, size=m)
+    # one permutation after the other is cut into parts; the last part of each is filled up from its beginning
+    walk, k = divmod(epoch, -(-n//m))
+    return np.resize(rng(seed, walk, stream=ORDER).permutation(n), m*-(-n//m))[k*m:(k+1)*m]
+
+# %% ../nbs/21_loader.ipynb #7612855a
+def image_worth(truth: list, # per image (N, 5), class first
+                ap: np.ndarray, # (C,) how well each class is found, 0..1; zeros before the first judgement
+               ) -> np.ndarray: # (n,)
+    "Image weights (YOLOv5, utils/general.py): the sum of rarity · (1 − AP)² over the boxes."
+    counts = np.stack([np.bincount(t[:, 0].astype(int), minlength=len(ap)) for t in truth])  # (n, C)
+    rare = 1/np.maximum(counts.sum(0), 1)
+    out = counts @ (rare/rare.sum()*(1 - np.asarray(ap))**2)
+    return out if out.sum() else np.ones(len(truth))
 
 # %% ../nbs/21_loader.ipynb #a8d8468e
 def start_worker(worker: int) -> None:
@@ -194,7 +213,7 @@ def start_worker(worker: int) -> None:
 
 def same(batch): return batch                          # collated already; a lambda could not be sent to a spawned worker
 
-# %% ../nbs/21_loader.ipynb #17bbe436
+# %% ../nbs/21_loader.ipynb #522cde1b
 class Loader:
     "Batches of a table; see `epoch`."
     def __init__(self, table: Table,
@@ -207,6 +226,8 @@ class Loader:
                  cache: str = 'ram', # or '': read again each time
                  mode: str = 'letterbox', # or 'stretch', 'deepstream'
                  epochs: int = 0, # of the whole training, for close_mosaic
+                 parts: int = 1, # an epoch is one of so many parts of the data
+                 replacement: bool = False, # see order
                  unreadable: str = 'raise', # or 'skip': report in the batch and go on
                  pin: bool = False, # page-locked memory, for a GPU
                  log=None): # file that also gets the progress line
@@ -217,16 +238,20 @@ class Loader:
         aug, skip = augment or Augment(), unreadable == 'skip'
         self.work = Work(cached(src, skip, log) if cache == 'ram' else src, aug, seed, epochs, capacity(truth, aug), skip)
         self.n, self.bs, self.shuffle, self.workers, self.pin = table.n_images, bs, shuffle, workers, pin
-        self.keys, self.pool = [], None
+        self.keys, self.pool, self.replacement = [], None, replacement
+        self.part = -(-self.n//(parts*bs))*bs if shuffle and parts > 1 else 0  # whole batches
 
-    def __len__(self): return self.n//self.bs if self.shuffle and self.n >= self.bs else -(-self.n//self.bs)
+    def __len__(self):
+        n = self.part or self.n
+        return n//self.bs if self.shuffle and n >= self.bs else -(-n//self.bs)
 
-# %% ../nbs/21_loader.ipynb #2b910c87
+# %% ../nbs/21_loader.ipynb #46b6c835
 def epoch(self: Loader, e: int, # from 0
           start: int = 0, # first batch: a resumed run does not read what lies before
+          worth: np.ndarray | None = None, # of each image, see order
          ): # yields Batch
     "The batches of one epoch."
-    rows, bs = order(self.n, self.work.seed, e, self.shuffle), self.bs
+    rows, bs = order(self.n, self.work.seed, e, self.shuffle, self.part, self.replacement, worth), self.bs
     self.keys[:] = [(e, b*bs, rows[b*bs:(b+1)*bs]) for b in range(start, len(self))]
     if self.workers and self.pool is None: self.pool = start_pool(self)
     try:

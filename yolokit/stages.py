@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'Config', 'where', 'check', 'network_of', 'suited', 'text_sha', 'source', 'file_of', 'start_from', 'Leg',
-           'Job', 'changed', 'recipe_of', 'chain', 'resumed', 'alive', 'loader_of', 'size_of', 'probe', 'minutes',
-           'announce', 'from_what', 'append', 'prepared', 'leg_done', 'travel', 'as_before', 'stage', 'ended',
-           'arrived']
+           'Job', 'changed', 'recipe_of', 'chain', 'resumed', 'alive', 'loader_of', 'batches_an_epoch', 'size_of',
+           'probe', 'minutes', 'announce', 'from_what', 'append', 'prepared', 'leg_done', 'travel', 'as_before',
+           'stage', 'ended', 'arrived']
 
 # %% ../nbs/34_stages.ipynb #c74cc1ec
 import copy, hashlib, itertools, math, os, time
@@ -212,14 +212,19 @@ def alive(pid) -> bool:
     except (OSError, TypeError, ValueError): return False
     return True
 
-# %% ../nbs/34_stages.ipynb #d452703d
+# %% ../nbs/34_stages.ipynb #45519d6d
 def loader_of(job: Job, r: Recipe, log=None) -> Loader:
     "The training batches of a leg; images stay in memory where they take less than half of what is free."
     train, (w, h) = job.data.split('train'), size_of(job.cfg)
-    per = max(1, train.n_images//r.bs)
+    per = batches_an_epoch(train.n_images, r)
     epochs = math.ceil(total_steps(r, per)*batches_a_step(r)/per)
     cache = 'ram' if train.n_images*w*h*3 < .5*available() else ''
-    return Loader(train, (w, h), r.bs, job.config.seed, r.augment, job.config.workers, cache=cache, epochs=epochs, pin=job.dev.type == 'cuda', log=log)
+    return Loader(train, (w, h), r.bs, job.config.seed, r.augment, job.config.workers, cache=cache, epochs=epochs,
+                  parts=r.parts, replacement=r.replacement, pin=job.dev.type == 'cuda', log=log)
+
+def batches_an_epoch(n: int, r: Recipe) -> int: # n images
+    "As the loader will have them."
+    return -(-n//(r.parts*r.bs)) if r.parts > 1 else max(1, n//r.bs)
 
 def size_of(cfg: Cfg) -> tuple: # (w, h)
     "Size of the network's input."
@@ -239,7 +244,7 @@ def probe(detector: Detector, loader: Loader, r: Recipe, dev: torch.device, amp:
     batches.close()
     return float(np.median(np.diff(times)))/len(batch)
 
-# %% ../nbs/34_stages.ipynb #920811d2
+# %% ../nbs/34_stages.ipynb #f9eda1a0
 def minutes(s: float) -> str: # seconds
     "A duration as one says it."
     if s < 90: return f'{max(1, round(s))} s'
@@ -254,7 +259,7 @@ def announce(job: Job, seconds: float, # an image
              f'network: {c.network or "yolokit-nano"} at {"x".join(map(str, size_of(job.cfg)))}, on {job.dev} ({job.threads} threads), {job.amp if job.amp != "off" else "float32"}', *job.notes]
     whole = 0.
     for k, leg in enumerate(job.legs, 1):
-        r, per = leg.recipe, max(1, n['train']//leg.recipe.bs)
+        r, per = leg.recipe, batches_an_epoch(n['train'], leg.recipe)
         total, done = total_steps(r, per), (leg.state or {}).get('step', 0)
         often = sum(due(s, r, per) for s in range(done + 1, total + 1)) + 2
         took = seconds*((total - done)*r.bs*batches_a_step(r) + .5*often*n['val'])

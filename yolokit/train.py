@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SCRATCH', 'ADAMW', 'RECIPES', 'AGC', 'VOC', 'COUNTERS', 'LIMIT', 'Recipe', 'batches_a_step', 'total_steps', 'due',
            'rates', 'TrainError', 'fast_bf16', 'precision', 'Training', 'begin', 'state', 'restore', 'frozen', 'freeze',
-           'losses', 'backward', 'stream', 'Kept', 'culprit', 'skip', 'fitness', 'judge', 'save_weights', 'fit', 'save',
-           'log', 'batch_picture', 'curves']
+           'losses', 'backward', 'stream', 'worth_by', 'Kept', 'culprit', 'skip', 'fitness', 'judge', 'save_weights',
+           'fit', 'save', 'log', 'batch_picture', 'curves']
 
-# %% ../nbs/33_train.ipynb #2a6c2b5f
+# %% ../nbs/33_train.ipynb #0d822915
 import copy, itertools, math, re, time
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -18,13 +18,13 @@ from torch import nn
 from . import images, runs, weights
 from .augment import Augment
 from .ground import atomic, progress
-from .loader import Batch, Loader
+from .loader import Batch, Loader, image_worth
 from .loss import Gains, Loss
 from .model import Detector, state_hash
-from .optim import EMA, accumulate, decay, groups, lr_at, optimizer, set_rates
+from .optim import EMA, accumulate, decay, groups, lr_at, optimizer, plateau, set_rates
 from .runs import Run, Stop, Stopped
 
-# %% ../nbs/33_train.ipynb #28eae6b5
+# %% ../nbs/33_train.ipynb #af0e05ec
 @dataclass(frozen=True)
 class Recipe:
     "Every number of a training."
@@ -37,11 +37,20 @@ class Recipe:
     optimizer: str = 'sgd'      # 'sgd' (nesterov), 'adam' or 'adamw'
     lr0: float = .01            # learning rate after the warm-up
     lrf: float = .01            # what is left of it at the end, as a share of lr0
-    schedule: str = 'linear'    # 'linear' or 'cosine', by the step
+    schedule: str = 'linear'    # a name of optim.SCHEDULES
+    stairs: bool = False        # a new rate only every epoch
+    restart: float = 0.         # epochs of the first cosine of 'restarts'; 0: one for the whole training
+    restart_mult: int = 1       # how many times longer each next one is
+    plateau: float = .1         # 'plateau' multiplies the rate by this after
+    plateau_patience: int = 2   # evaluations without a better one, and one more
+    parts: int = 1              # an epoch is one of so many parts of the data
+    replacement: bool = False   # parts are drawn, so that images may repeat
+    image_weights: bool = False # images are drawn by rarity and (1 − AP)² of their classes
     momentum: float = .937      # of SGD; beta1 of Adam
     weight_decay: float = .0005 # of convolution weights only
     warmup: float = 3.          # epochs
     warmup_floor: int = 0       # steps that the warm-up takes at least
+    warmup_power: float = 1.    # 1: straight; 4: Darknet's burn-in, biases and momentum not apart
     warmup_momentum: float = .8 # where the momentum starts
     warmup_bias_lr: float = .1  # where the learning rate of the biases starts (the others': 0)
     clip: float = 10.           # greatest norm of the whole gradient; 0: no limit
@@ -69,7 +78,7 @@ RECIPES = {
         epochs=30, lr0=.001, every=3, augment=replace(SCRATCH, scale=.3, mosaic=.5, close_mosaic=5)),
 }
 
-# %% ../nbs/33_train.ipynb #b32812c1
+# %% ../nbs/33_train.ipynb #9e8ea9ad
 AGC = replace(SCRATCH, translate=.5)
 VOC = Gains(box=.0296, cls=.243, cls_pw=.631, obj=.301, obj_pw=.911, anchor_t=2.91)
 RECIPES |= {
@@ -77,9 +86,14 @@ RECIPES |= {
         schedule='cosine', gains=Gains(lineage='yolor'), augment=AGC),
     'agc2021-finetune': Recipe('AGC 2021, from the scratch weights; 8 GPUs.', 'agc2021, YOLOR lineage, finetune', epochs=150, bs=64, nominal=64,
         lrf=.2, schedule='cosine', gains=Gains(lineage='yolor'), augment=replace(AGC, scale=.8, mixup=.2)),
+    'amp': replace(ADAMW, note='Warm restarts by the iteration, with amp=fp16 or bf16; clipped after unscaling.', source='the AMP notebook: its schedule and its order of steps; the numbers are ours',
+        epochs=15, schedule='restarts', restart=1., restart_mult=2, lrf=.01, clip=10., augment=replace(SCRATCH, mosaic=.5)),
+    'darknet-yolov4': Recipe('Darknet\'s policy on this loss, from yolov4.conv.137. Hue and colour are drawn as YOLOv5 draws them.', 'AlexeyAB/darknet cfg/yolov4.cfg: max_batches 500500, burn_in 1000, steps at 80 and 90 %',
+        steps=500_500, bs=8, nominal=64, optimizer='heavy', lr0=.0013, lrf=.01, schedule='step', momentum=.949, warmup=0., warmup_floor=1000, warmup_power=4.,
+        clip=0., every=4., augment=Augment(hsv_h=.1, hsv_s=.5, hsv_v=.5, scale=.3, translate=.3, fliplr=.5, mosaic=1.)),
     # an epoch of the challenge is a fifteenth of the data
     'parking-baseline': Recipe('YOLOv5x6 at 1280, about 26 h on a T4.', 'parking challenge, hyp.scratch-low', epochs=50/15, bs=2, nominal=64,
-        warmup=3/15, warmup_floor=100, every=1/15, augment=SCRATCH),
+        warmup=3/15, warmup_floor=100, every=1/15, image_weights=True, augment=SCRATCH),
     'parking-finetune': Recipe('From the baseline, about 8 h on a T4.', 'parking challenge, its finetune hyps', epochs=15/15, bs=2, nominal=64, lr0=.0032,
         lrf=.12, momentum=.843, weight_decay=.00036, warmup=2/15, warmup_floor=100, warmup_momentum=.5, warmup_bias_lr=.05, every=1/15,
         gains=VOC, augment=Augment(hsv_v=.4, translate=.1, scale=.9, fliplr=.5, mosaic=1.)),
@@ -100,13 +114,16 @@ def due(step: int, r: Recipe, per: int) -> bool: # step: how many are done
     batches = step*batches_a_step(r)
     return step == total_steps(r, per) or step > 0 and batches//period > (batches - batches_a_step(r))//period
 
-# %% ../nbs/33_train.ipynb #a91b47a9
+# %% ../nbs/33_train.ipynb #27a3ccd4
 def rates(r: Recipe, step: int, total: int, # steps
           per: float, # steps an epoch
+          factor: float = 1., # of a plateau
          ): # -> learning rates of bias, weight, norm; momentum
     "What a recipe says about a step."
     warm = max(r.warmup*per, r.warmup_floor)
-    return lr_at(step, 1, total, r.lr0, r.lrf, r.schedule, warm, r.warmup_bias_lr, r.momentum, r.warmup_momentum)
+    shape = dict(first=r.restart*(1 if r.stairs else per) or None, mult=r.restart_mult) if r.schedule == 'restarts' else None
+    unit, length = (per, total/per) if r.stairs else (1, total)
+    return lr_at(step, unit, length, r.lr0*factor, r.lrf, r.schedule, warm, r.warmup_bias_lr, r.momentum, r.warmup_momentum, r.stairs, shape, r.warmup_power)
 
 # %% ../nbs/33_train.ipynb #9b257add
 class TrainError(ValueError):
@@ -127,7 +144,7 @@ def precision(amp: str, # 'off', 'bf16', 'fp16' or 'auto'
     if amp not in ('off', 'bf16', 'fp16'): raise TrainError(f'amp={amp!r}: say off, bf16, fp16 or auto')
     return amp
 
-# %% ../nbs/33_train.ipynb #0fe85efe
+# %% ../nbs/33_train.ipynb #5d81f2cb
 @dataclass
 class Training:
     "All that changes."
@@ -145,10 +162,13 @@ class Training:
     stale: int = 0      # evaluations since
     bad: int = 0        # skipped steps in a row
     sums: dict = field(default_factory=dict)  # losses since the last row of steps.csv
+    plateau: tuple = (1., None, 0)  # see optim.plateau
+    ap: list = field(default_factory=list)  # of each class, as last judged
+    drawn: tuple = (-1, ())  # an epoch and the APs that its images are drawn by
 
-COUNTERS = 'step judged best best_step stale bad sums'.split()
+COUNTERS = 'step judged best best_step stale bad sums plateau ap drawn'.split()
 
-# %% ../nbs/33_train.ipynb #6da30ae8
+# %% ../nbs/33_train.ipynb #71195c8d
 def begin(detector: Detector, r: Recipe, dev=torch.device('cpu'), amp: str = 'off') -> Training:
     "A training at step 0."
     detector = detector.to(dev).to(memory_format=torch.channels_last).train()
@@ -168,7 +188,8 @@ def restore(t: Training, s: dict) -> None: # s: of `state`
     t.optimizer.load_state_dict(s['optimizer'])
     t.ema.load_state(s['ema'])
     if s['scaler']: t.scaler.load_state_dict(s['scaler'])
-    for k in COUNTERS: setattr(t, k, copy.copy(s[k]))
+    for k in COUNTERS:
+        if k in s: setattr(t, k, copy.copy(s[k]))  # older checkpoints know fewer
 
 # %% ../nbs/33_train.ipynb #132be433
 def frozen(detector: Detector, spec: str, # 'stage3', '0-9, 12', 'layers.3.conv', commas between
@@ -194,7 +215,7 @@ def freeze(detector: Detector, spec: str) -> None:
     for name in frozen(detector, spec): modules[name].eval().requires_grad_(False)
     if not any(p.requires_grad for p in detector.parameters()): raise TrainError(f'freeze={spec!r}: nothing is left to train')
 
-# %% ../nbs/33_train.ipynb #32435d7c
+# %% ../nbs/33_train.ipynb #e0eeaa2e
 def losses(t: Training, batch: Batch): # -> () total, dict of box, obj, cls
     "Forward: a batch's loss."
     batch = batch.to(t.dev)
@@ -209,13 +230,23 @@ def backward(t: Training, batch: Batch) -> dict: # box, obj, cls; the gradients 
     t.scaler.scale(loss).backward()
     return parts
 
-def stream(loader: Loader, n: int): # n: batches that are over
+def stream(loader: Loader, n: int, # batches that are over
+           worth=None): # epoch -> what each image is worth in it
     "Batches without end, epoch after epoch, from the n-th on."
     while True:
         epoch, start = divmod(n, len(loader))
-        for batch in loader.epoch(epoch, start):
+        for batch in loader.epoch(epoch, start, **dict(worth=worth(epoch)) if worth else {}):
             n += 1
             yield batch
+
+# %% ../nbs/33_train.ipynb #55da42ef
+def worth_by(t: Training, loader: Loader): # -> a function of the epoch
+    "What each image is worth, by the judgement before the epoch."
+    truth, nc = loader.work.source.truth, t.detector.heads[0].nc
+    def worth(epoch):
+        if t.drawn[0] != epoch: t.drawn = epoch, tuple(t.ap)
+        return image_worth(truth, np.array(t.drawn[1] or [0.]*nc))
+    return worth
 
 # %% ../nbs/33_train.ipynb #9dc094b8
 class Kept:
@@ -250,7 +281,7 @@ def skip(run: Run, t: Training, kept: Kept,
     run.say(f'skipped {what}')
     if t.bad >= LIMIT: raise TrainError(f'{LIMIT} steps in a row were not finite, the last: {what}. Look at these files, lower lr0 (now {t.optimizer.param_groups[0]["lr"]:.4g}) or use amp=off')
 
-# %% ../nbs/33_train.ipynb #dd6dd1a4
+# %% ../nbs/33_train.ipynb #3f96105c
 def fitness(m: dict) -> float: # m: with AP and AP50
     "What `best` means (YOLOv5)."
     return .1*m.get('AP50', 0.) + .9*m.get('AP', 0.)
@@ -264,8 +295,11 @@ def judge(run: Run, t: Training, r: Recipe, per: int, # per: batches an epoch
     began = time.monotonic()
     m = dict(evaluate(model)) if evaluate else {}
     if stop: stop.at_once = False
+    # a class that cannot be judged (-1) is drawn as if nothing of it were found
+    t.ap = [min(1., max(0., float(m['per_class'].get(k, 0.)))) for k in t.detector.names] if 'per_class' in m else []
     m = {k: float(v) for k, v in m.items() if isinstance(v, (int, float, np.number))}
     t.judged, f = t.step, fitness(m)
+    if r.schedule == 'plateau' and evaluate: t.plateau = plateau(t.plateau, f, r.plateau, r.plateau_patience)
     facts = dict(step=t.step, fitness=f, metrics=m)
     if not evaluate or f > t.best: t.best, t.best_step, t.stale = f, t.step, 0
     else: t.stale += 1
@@ -279,7 +313,7 @@ def save_weights(path, detector: Detector, **facts) -> None:
     "A .pt that loads with weights.load_checkpoint."
     with atomic(path) as p: torch.save(weights.checkpoint(detector, **facts), p)
 
-# %% ../nbs/33_train.ipynb #d806b9f2
+# %% ../nbs/33_train.ipynb #580cd1ef
 def fit(run: Run, # its folder gets rows, weights and checkpoints
         detector: Detector, loader: Loader, recipe: Recipe,
         evaluate=None, # detector -> dict with AP and AP50; None: the last weights are the best
@@ -296,7 +330,7 @@ def fit(run: Run, # its folder gets rows, weights and checkpoints
     per, n = len(loader), batches_a_step(recipe)
     total, seed = total_steps(recipe, per), run.info.get('seed', 0)
     params, kept = [p for p in t.detector.parameters() if p.requires_grad], Kept(t.detector)
-    batches, saved = stream(loader, t.step*n), time.monotonic()
+    batches, saved = stream(loader, t.step*n, worth_by(t, loader) if recipe.image_weights else None), time.monotonic()
     with torch.random.fork_rng(devices=[dev] if dev.type == 'cuda' else []), progress(total=total, initial=t.step, desc=run.name, log=run.log, unit='step') as bar:
         while True:
             # judge, save, stop: between two steps
@@ -311,7 +345,7 @@ def fit(run: Run, # its folder gets rows, weights and checkpoints
 
             # learning rate
             torch.manual_seed(((seed << 32) + t.step) % 2**63)
-            lrs, momentum = rates(recipe, t.step, total, per/n)
+            lrs, momentum = rates(recipe, t.step, total, per/n, t.plateau[0])
             set_rates(t.optimizer, lrs, momentum)
 
             # forward, backward
