@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LoaderError', 'truths', 'Source', 'read', 'load', 'available', 'cached', 'Batch', 'capacity', 'padded', 'Work',
-           'build', 'order', 'image_worth', 'start_worker', 'same', 'Loader', 'epoch', 'start_pool', 'close']
+           'build', 'order', 'image_worth', 'start_worker', 'same', 'Loader', 'batches', 'epoch', 'start_pool', 'close']
 
 # %% ../nbs/21_loader.ipynb #6560bd6c
 import atexit, multiprocessing, os, signal, weakref
@@ -213,7 +213,7 @@ def start_worker(worker: int) -> None:
 
 def same(batch): return batch                          # collated already; a lambda could not be sent to a spawned worker
 
-# %% ../nbs/21_loader.ipynb #522cde1b
+# %% ../nbs/21_loader.ipynb #5df2e3ce
 class Loader:
     "Batches of a table; see `epoch`."
     def __init__(self, table: Table,
@@ -226,8 +226,7 @@ class Loader:
                  cache: str = 'ram', # or '': read again each time
                  mode: str = 'letterbox', # or 'stretch', 'deepstream'
                  epochs: int = 0, # of the whole training, for close_mosaic
-                 parts: int = 1, # an epoch is one of so many parts of the data
-                 replacement: bool = False, # see order
+                 parts: int = 1, replacement: bool = False, # an epoch is one of so many parts of the data, see order
                  unreadable: str = 'raise', # or 'skip': report in the batch and go on
                  pin: bool = False, # page-locked memory, for a GPU
                  log=None): # file that also gets the progress line
@@ -241,9 +240,13 @@ class Loader:
         self.keys, self.pool, self.replacement = [], None, replacement
         self.part = -(-self.n//(parts*bs))*bs if shuffle and parts > 1 else 0  # whole batches
 
-    def __len__(self):
-        n = self.part or self.n
-        return n//self.bs if self.shuffle and n >= self.bs else -(-n//self.bs)
+# %% ../nbs/21_loader.ipynb #62985cae
+def batches(self: Loader) -> int:
+    "Of an epoch."
+    n = self.part or self.n
+    return n//self.bs if self.shuffle and n >= self.bs else -(-n//self.bs)
+
+Loader.__len__ = batches
 
 # %% ../nbs/21_loader.ipynb #46b6c835
 def epoch(self: Loader, e: int, # from 0

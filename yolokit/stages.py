@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'Config', 'where', 'check', 'network_of', 'suited', 'text_sha', 'source', 'file_of', 'start_from', 'Leg',
-           'Job', 'changed', 'recipe_of', 'chain', 'resumed', 'alive', 'loader_of', 'batches_an_epoch', 'size_of',
+           'Job', 'changed', 'recipe_of', 'chain', 'resumed', 'alive', 'batches_an_epoch', 'loader_of', 'size_of',
            'probe', 'minutes', 'announce', 'from_what', 'append', 'prepared', 'leg_done', 'travel', 'as_before',
            'stage', 'ended', 'arrived']
 
@@ -212,7 +212,12 @@ def alive(pid) -> bool:
     except (OSError, TypeError, ValueError): return False
     return True
 
-# %% ../nbs/34_stages.ipynb #45519d6d
+# %% ../nbs/34_stages.ipynb #d38fa6bc
+def batches_an_epoch(n: int, r: Recipe) -> int: # n images
+    "As the loader will have them."
+    return -(-n//(r.parts*r.bs)) if r.parts > 1 else max(1, n//r.bs)
+
+# %% ../nbs/34_stages.ipynb #f9dee3a7
 def loader_of(job: Job, r: Recipe, log=None) -> Loader:
     "The training batches of a leg; images stay in memory where they take less than half of what is free."
     train, (w, h) = job.data.split('train'), size_of(job.cfg)
@@ -221,10 +226,6 @@ def loader_of(job: Job, r: Recipe, log=None) -> Loader:
     cache = 'ram' if train.n_images*w*h*3 < .5*available() else ''
     return Loader(train, (w, h), r.bs, job.config.seed, r.augment, job.config.workers, cache=cache, epochs=epochs,
                   parts=r.parts, replacement=r.replacement, pin=job.dev.type == 'cuda', log=log)
-
-def batches_an_epoch(n: int, r: Recipe) -> int: # n images
-    "As the loader will have them."
-    return -(-n//(r.parts*r.bs)) if r.parts > 1 else max(1, n//r.bs)
 
 def size_of(cfg: Cfg) -> tuple: # (w, h)
     "Size of the network's input."
