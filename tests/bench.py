@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np, torch
 
 from yolokit import datasets, evaluate, ground, weights, zoo
+from yolokit import certainty, errors, match
 from yolokit.augment import Augment
-from yolokit.detect import nms
+from yolokit.detect import decoded, nms, ready, rows_of
 from yolokit.loader import Loader
 from yolokit.loss import Loss
 from yolokit.model import Detector
@@ -79,7 +80,8 @@ def judging():
     truth = table(x0=x0, y0=y0, x1=x0 + w, y1=y0 + h)
     noise = rng.normal(0, 3, (4, n*per)).clip(-9, 9)
     found = table(x0=x0 + noise[0], y0=y0 + noise[1], x1=x0 + w + noise[2], y1=y0 + h + noise[3], score=rng.random(n*per))
-    line('the 12 numbers, 500 images, 10,000 detections', turns(1, **{b: (lambda b=b: evaluate.coco(truth, found, b)) for b in ('pycocotools', 'faster-coco-eval')}))
+    line('the 12 numbers, 500 images, 10,000 detections', turns(1, **{b: (lambda b=b: evaluate.coco(truth, found, b)) for b in ('pycocotools', 'faster-coco-eval', 'ultrafast-pycocotools')}))
+    line('500 images, matching at ten thresholds; 300 draws', turns(1, match=lambda: match.match(truth, found), interval=lambda: certainty.interval(truth, found, 300), errors=lambda: errors.costs(errors.errors(truth, found))))
 
 
 def reading():
@@ -87,6 +89,16 @@ def reading():
         path, d = Path(folder)/'yolov4.weights', Detector(zoo.build('yolov4'))
         weights.write_weights(d, path)
         line('yolov4.weights, 258 MB', turns(5, **{'np.fromfile': lambda: np.fromfile(path, np.uint8), 'read_weights': lambda: weights.read_weights(d, path)}))
+
+
+def looking():
+    d, x = Detector(zoo.build('yolov5n')).eval(), torch.rand(4, 3, 640, 640)
+    quick, inner = ready(d), x.contiguous(memory_format=torch.channels_last)
+    def some(call):
+        def go():
+            with torch.inference_mode(): call()
+        return go
+    line('yolov5n 640, rows of an image', turns(3, **{'as it is': some(lambda: decoded(d, x)), 'ready': some(lambda: rows_of(quick, inner, 'float32', .001)), 'bf16': some(lambda: rows_of(quick, inner, 'bfloat16', .001))}), each=4)
 
 
 if __name__ == '__main__':

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NUMBERS', 'BACKENDS', 'SIZES', 'KEEP', 'as_coco', 'backend_classes', 'no_gc', 'index', 'run_backend', 'Result',
-           'by_class', 'coco', 'uniform', 'results', 'compare_backends', 'plot_pr', 'summary', 'challenge', 'validator',
-           'judge', 'EvaluateConfig', 'both_sides', 'sure']
+           'by_class', 'coco', 'uniform', 'seven', 'results', 'compare_backends', 'plot_pr', 'summary', 'challenge',
+           'validator', 'judge', 'EvaluateConfig', 'both_sides', 'sure']
 
 # %% ../nbs/41_evaluate.ipynb #d98e06ab
 import gc, io, json, time
@@ -161,26 +161,39 @@ def uniform(raw: bytes, # json
     if len(v) != n*len(flat) or not all(type(x) in (int, float) for x in flat): return None
     return first, v.reshape(n, -1)
 
-# %% ../nbs/41_evaluate.ipynb #642f2961
-def results(path, # json: a list of {image_id, category_id, bbox, score}
-            truth: Table,
-           ) -> Table: # same images and classes, scored boxes
-    "COCO results as a table over the truth's images, quickly where the file allows it."
+# %% ../nbs/41_evaluate.ipynb #9b909745
+def seven(path, fast: bool = False, # let ultrafast-pycocotools read the file
+         ) -> np.ndarray | None: # (N, 7) image id, x y w h, score, category id; None where the ordinary way is needed
+    "A results file as numbers."
+    keys, v = ('image_id', 'category_id', 'bbox', 'score'), None
+    if fast:
+        try: v = import_module('ultrafast_pycocotools._ufcoco').load_compact_bbox(str(path), results=True)[1].array_rows()
+        except (ImportError, AttributeError, TypeError, ValueError, OSError, IndexError): pass # its own affair, and it may change
+        if v is not None and (v[:, [0, 5, 6]] != 0).all() and v[:, 1:5].any(1).all(): return v # it takes what is missing for 0
     got = uniform(Path(path).read_bytes())
-    keys = ('image_id', 'category_id', 'bbox', 'score')
-    numeric = all(isinstance(i, (int, np.integer)) for i in [*truth.images['id'], *truth.category_ids])
-    if got is None or not numeric or any(k not in got[0] for k in keys) or len(got[0]['bbox']) != 4: return read_detections(path, truth)
+    if got is None or any(k not in got[0] for k in keys) or len(got[0]['bbox']) != 4: return None
     at, where = {}, 0
     for k, v in got[0].items(): at[k], where = where, where + (len(v) if isinstance(v, list) else 1)
-    v, row = got[1], []
-    for k, ids, what in (('image_id', truth.images['id'], 'images'), ('category_id', truth.category_ids, 'classes')):
+    x = at['bbox']
+    return got[1][:, [at['image_id'], x, x + 1, x + 2, x + 3, at['score'], at['category_id']]]
+
+# %% ../nbs/41_evaluate.ipynb #cf2f2176
+def results(path, # json: a list of {image_id, category_id, bbox, score}
+            truth: Table,
+            fast: bool = False, # see seven
+           ) -> Table: # same images and classes, scored boxes
+    "COCO results as a table over the truth's images, quickly where the file allows it."
+    numeric = all(isinstance(i, (int, np.integer)) for i in [*truth.images['id'], *truth.category_ids])
+    v, row = seven(path, fast) if numeric else None, []
+    if v is None or not len(v): return read_detections(path, truth)
+    for given, ids, what in ((v[:, 0], truth.images['id'], 'image_id'), (v[:, 6], truth.category_ids, 'category_id')):
         order = np.argsort(ids := np.array(list(ids), np.int64), kind='stable')
-        i = np.searchsorted(ids[order], v[:, at[k]]).clip(max=len(ids) - 1)
-        bad = np.flatnonzero(ids[order][i] != v[:, at[k]])
-        if len(bad): raise EvaluateError(f'{Path(path).name}#{bad[0]}: {k} {v[bad[0], at[k]]:g} is not among the truth\'s {len(ids)} {what} ({len(bad)} such rows). Judge against the truth these were made for')
+        i = np.searchsorted(ids[order], given).clip(max=len(ids) - 1)
+        bad = np.flatnonzero(ids[order][i] != given)
+        if len(bad): raise EvaluateError(f'{Path(path).name}#{bad[0]}: {what} {given[bad[0]]:g} is not among the {len(ids)} of the truth ({len(bad)} such rows). Judge against the truth these were made for')
         row.append(order[i])
-    x, y, w, h = v[:, at['bbox']:at['bbox'] + 4].T
-    return Table.make(truth.images, dict(image=row[0], category=row[1], x0=x, y0=y, x1=x + w, y1=y + h, score=v[:, at['score']]), truth.names, truth.category_ids)
+    x, y, w, h = v[:, 1:5].T
+    return Table.make(truth.images, dict(image=row[0], category=row[1], x0=x, y0=y, x1=x + w, y1=y + h, score=v[:, 5]), truth.names, truth.category_ids)
 
 # %% ../nbs/41_evaluate.ipynb #1fe57e58
 def compare_backends(truth: Table, detections: Table,
@@ -287,7 +300,7 @@ class EvaluateConfig(Asked):
     draws: int = 300 # of images, for the interval of AP; 0: none
     against: str = '' # another file of COCO results: is this one better, or is it noise?
 
-# %% ../nbs/41_evaluate.ipynb #355c34dc
+# %% ../nbs/41_evaluate.ipynb #eb5a8b4d
 def both_sides(c: EvaluateConfig) -> tuple: # truth, detections, folder to write to
     "What a config asks to be judged."
     for b in {c.backend, c.check} - {''}: backend_classes(b)  # a misspelt one is told before the work
@@ -298,7 +311,7 @@ def both_sides(c: EvaluateConfig) -> tuple: # truth, detections, folder to write
     if not len(truth):
         there = ', '.join(f'{k or "no split"} {v[1:].sum()}' for k, v in data.counts().items())
         raise EvaluateError(f'the split {c.split!r} has no boxes to judge by; boxes by split: {there}')
-    if c.predictions: found = results(root()/c.predictions, truth)
+    if c.predictions: found = results(root()/c.predictions, truth, c.backend == 'ultrafast-pycocotools')
     else: found = detect(detector, truth, **how(c))
     return truth, found, out_of(c, run, 'evaluate')
 

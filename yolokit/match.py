@@ -37,13 +37,13 @@ def check_boxes(table: Table,
         rows = np.flatnonzero(bad)
         if len(rows): raise EvaluateError(f'{what}: {why} in {len(rows)} boxes, the first: {named(table, rows[0])}. Repair or leave them out first')
 
-# %% ../nbs/35_match.ipynb #3d4e4383
+# %% ../nbs/35_match.ipynb #e41ee4b9
 def align(truth: Table,
           detections: Table, # its images found by id, else by file name; its classes by name
          ) -> Table: # detections as boxes over the truth's images and classes
     "Say the detections in the truth's rows; what the truth does not know is an error."
     b, tables = detections.boxes, (truth, detections)
-    if truth.images is detections.images and truth.names == detections.names: return detections
+    if truth.images['id'] is detections.images['id'] and truth.names == detections.names: return detections
     new = {}
     for column, what, keys in (('image', 'image', [t.images['id'] for t in tables]), ('category', 'class', [t.names for t in tables])):
         row = {k: i for i, k in enumerate(keys[0])}
