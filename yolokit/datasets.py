@@ -6,10 +6,11 @@
 __all__ = ['SMALL', 'ENDS', 'NEAR', 'WORDS', 'VERSION', 'gist', 'looks', 'ends', 'remembered', 'digest', 'with_digests', 'near',
            'groups', 'luck', 'rarest', 'taken', 'by_hash', 'blocks', 'SplitError', 'by_time', 'split', 'fingerprint',
            'labels', 'mended', 'without', 'stamp', 'Prepared', 'overview', 'load', 'record', 'fill', 'told', 'aside',
-           'published', 'may_prepare', 'prepare', 'Options', 'beside', 'source_of', 'before', 'ensure']
+           'published', 'may_prepare', 'uncollected', 'prepare', 'Options', 'beside', 'source_of', 'before', 'ensure']
 
-# %% ../nbs/15_datasets.ipynb #7aba6463
-import hashlib, importlib, json, os, re, shutil
+# %% ../nbs/15_datasets.ipynb #44717787
+import gc, hashlib, importlib, json, os, re, shutil
+from contextlib import contextmanager
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -363,7 +364,18 @@ def may_prepare(source: Path, out: Path, decisions: str) -> None:
     if not record(out) and out.exists() and any(out.iterdir()): raise FormatError(out, 'exists, and was not made by prepare', 'Nothing was touched: choose another folder.')
     repair.decisions_of(decisions)
 
-# %% ../nbs/15_datasets.ipynb #f16b9fab
+# %% ../nbs/15_datasets.ipynb #95178c60
+@contextmanager
+def uncollected():
+    "Python's search for reference cycles, put off: among millions of rows, which have none, it takes longer the more there are."
+    was = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if was: gc.enable()
+
+# %% ../nbs/15_datasets.ipynb #487ec476
+@uncollected()
 def prepare(source, # folder or annotation file
             out, # folder to make
             format: str = 'auto', # see formats.read
