@@ -374,7 +374,7 @@ def uncollected():
     finally:
         if was: gc.enable()
 
-# %% ../nbs/15_datasets.ipynb #487ec476
+# %% ../nbs/15_datasets.ipynb #92240703
 @uncollected()
 def prepare(source, # folder or annotation file
             out, # folder to make
@@ -382,8 +382,7 @@ def prepare(source, # folder or annotation file
             fix: bool = True, # mend what is certain
             split: str = 'auto', # given, hash, time, auto
             val: float = .15, test: float = 0., # shares
-            gap: int = 20, # frames
-            seed: int = 0, names=None,
+            gap: int = 20, seed: int = 0, names=None, # frames between blocks of time; of the draw; of the classes
             decisions: str = '') -> Prepared: # json of the inspector, a person's word on the doubtful faults; '' for none
     "A folder to train from, made once."
     source, out = Path(source).absolute(), Path(out).absolute()
