@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCRATCH', 'ADAMW', 'RECIPES', 'AGC', 'VOC', 'COUNTERS', 'LIMIT', 'Recipe', 'batches_a_step', 'total_steps', 'due',
-           'rates', 'TrainError', 'fast_bf16', 'precision', 'Training', 'begin', 'state', 'restore', 'frozen', 'freeze',
-           'losses', 'backward', 'stream', 'worth_by', 'Kept', 'culprit', 'skip', 'fitness', 'judge', 'save_weights',
-           'fit', 'save', 'log', 'batch_picture', 'curves']
+           'rates', 'TrainError', 'fast_bf16', 'precision', 'Training', 'begin', 'together', 'state', 'restore',
+           'frozen', 'freeze', 'lowered', 'losses', 'backward', 'stream', 'worth_by', 'Kept', 'culprit', 'skip',
+           'fitness', 'judge', 'save_weights', 'fit', 'save', 'log', 'batch_picture', 'curves']
 
 # %% ../nbs/33_train.ipynb #0d822915
 import copy, itertools, math, re, time
@@ -165,22 +165,28 @@ class Training:
     plateau: tuple = (1., None, 0)  # see optim.plateau
     ap: list = field(default_factory=list)  # of each class, as last judged
     drawn: tuple = (-1, ())  # an epoch and the APs that its images are drawn by
+    extra: object = None # more losses, see below
 
 COUNTERS = 'step judged best best_step stale bad sums plateau ap drawn'.split()
 
 # %% ../nbs/33_train.ipynb #71195c8d
-def begin(detector: Detector, r: Recipe, dev=torch.device('cpu'), amp: str = 'off') -> Training:
+def begin(detector: Detector, r: Recipe, dev=torch.device('cpu'), amp: str = 'off', extra=None) -> Training:
     "A training at step 0."
     detector = detector.to(dev).to(memory_format=torch.channels_last).train()
     if r.freeze: freeze(detector, r.freeze)
-    opt = optimizer(groups(detector), r.optimizer, r.lr0, r.momentum, decay(r.bs, r.weight_decay, r.nominal or r.bs))
+    if isinstance(extra, nn.Module): extra.to(dev)
+    opt = optimizer(groups(together(detector, extra)), r.optimizer, r.lr0, r.momentum, decay(r.bs, r.weight_decay, r.nominal or r.bs))
     scaler = torch.amp.GradScaler(dev.type, enabled=amp == 'fp16')
-    return Training(detector, Loss(detector, r.gains), opt, EMA(detector, r.ema, r.ema_tau), scaler, dev, amp)
+    return Training(detector, Loss(detector, r.gains), opt, EMA(detector, r.ema, r.ema_tau), scaler, dev, amp, extra=extra)
+
+def together(detector: Detector, extra) -> nn.Module:
+    "All that is trained."
+    return nn.ModuleList([detector, extra]) if isinstance(extra, nn.Module) else detector
 
 def state(t: Training) -> dict:
     "What a checkpoint holds: tensors and plain values."
     return dict(detector=t.detector.state_dict(), optimizer=t.optimizer.state_dict(), ema=t.ema.state_dict(), scaler=t.scaler.state_dict(),
-                **{k: getattr(t, k) for k in COUNTERS})
+                **{k: getattr(t, k) for k in COUNTERS}, **dict(extra=t.extra.state_dict()) if isinstance(t.extra, nn.Module) else {})
 
 def restore(t: Training, s: dict) -> None: # s: of `state`
     "Go on where a checkpoint was written."
@@ -188,6 +194,7 @@ def restore(t: Training, s: dict) -> None: # s: of `state`
     t.optimizer.load_state_dict(s['optimizer'])
     t.ema.load_state(s['ema'])
     if s['scaler']: t.scaler.load_state_dict(s['scaler'])
+    if 'extra' in s: t.extra.load_state_dict(s['extra'])
     for k in COUNTERS:
         if k in s: setattr(t, k, copy.copy(s[k]))  # older checkpoints know fewer
 
@@ -215,14 +222,22 @@ def freeze(detector: Detector, spec: str) -> None:
     for name in frozen(detector, spec): modules[name].eval().requires_grad_(False)
     if not any(p.requires_grad for p in detector.parameters()): raise TrainError(f'freeze={spec!r}: nothing is left to train')
 
-# %% ../nbs/33_train.ipynb #e0eeaa2e
-def losses(t: Training, batch: Batch): # -> () total, dict of box, obj, cls
+# %% ../nbs/33_train.ipynb #575b7243
+def lowered(t: Training): # a context
+    "The arithmetic of the forward pass."
+    dtype = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(t.amp)
+    return torch.autocast(t.dev.type, dtype) if dtype else nullcontext()
+
+def losses(t: Training, batch: Batch): # -> () total, dict of box, obj, cls and what extra adds
     "Forward: a batch's loss."
     batch = batch.to(t.dev)
     x = batch.images.to(memory_format=torch.channels_last).float()/255
-    dtype = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(t.amp)
-    with torch.autocast(t.dev.type, dtype) if dtype else nullcontext(): maps = t.detector(x, logits=True)
-    return t.loss(maps, batch.targets)
+    with lowered(t): maps = t.detector(x, logits=True)
+    loss, parts = t.loss(maps, batch.targets)
+    if t.extra is None: return loss, parts
+    more = t.extra(t, x, maps, batch.targets)
+    # the total is a sum over the batch, the parts are means
+    return loss + len(x)*sum(more.values()), parts | {k: v.detach() for k, v in more.items()}
 
 def backward(t: Training, batch: Batch) -> dict: # box, obj, cls; the gradients are added up in the parameters
     "Forward and backward."
@@ -323,13 +338,15 @@ def fit(run: Run, # its folder gets rows, weights and checkpoints
         state: dict | None = None, # of a checkpoint, to go on from
         rows: int = 10, # steps a row of steps.csv
         save_every: float = 60., # seconds between two checkpoints
+        extra=None, # (t, images, maps, targets) -> dict of more losses (), see One batch
        ) -> Training:
     "Train; the weights to use are in weights/best.pt afterwards."
-    t, stop = begin(detector, recipe, dev, amp), stop or Stop()
+    t, stop = begin(detector, recipe, dev, amp, extra), stop or Stop()
     if state: restore(t, state)
+    if hasattr(extra, 'attach'): extra.attach(t.detector)
     per, n = len(loader), batches_a_step(recipe)
     total, seed = total_steps(recipe, per), run.info.get('seed', 0)
-    params, kept = [p for p in t.detector.parameters() if p.requires_grad], Kept(t.detector)
+    params, kept = [p for p in together(t.detector, extra).parameters() if p.requires_grad], Kept(together(t.detector, extra))
     batches, saved = stream(loader, t.step*n, worth_by(t, loader) if recipe.image_weights else None), time.monotonic()
     with torch.random.fork_rng(devices=[dev] if dev.type == 'cuda' else []), progress(total=total, initial=t.step, desc=run.name, log=run.log, unit='step') as bar:
         while True:
