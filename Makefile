@@ -54,7 +54,7 @@ soak: export
 	$(PY) -m pytest --durations=20
 
 bench: setup
-	$(PY) tests/bench.py
+	$(PY) tests/bench.py $(PARTS)
 
 real: setup
 	$(PY) tests/real.py

@@ -1,8 +1,10 @@
-"""What things cost, each beside what it is compared with, in one run: `make bench`.
+"""What things cost, each beside what it is compared with, in one run: `make bench`, or some parts of it by name.
+
+    python tests/bench.py [training] [loading] ...     # PARTS at the end lists them; no name means all
 
 CPU time, not wall time, and the median of several turns taken alternately: the machine may be busy, ratios hold.
 """
-import os, statistics, tempfile, time
+import os, statistics, sys, tempfile, time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -101,8 +103,13 @@ def looking():
     line('yolov5n 640, rows of an image', turns(3, **{'as it is': some(lambda: decoded(d, x)), 'ready': some(lambda: rows_of(quick, inner, 'float32', .001)), 'bf16': some(lambda: rows_of(quick, inner, 'bfloat16', .001))}), each=4)
 
 
+PARTS = {f.__name__: f for f in (training, loading, reading, suppression, looking, judging)}
+
+
 if __name__ == '__main__':
+    names = sys.argv[1:] or list(PARTS)
+    if unknown := [n for n in names if n not in PARTS]: sys.exit(f'no part is called {", ".join(unknown)}; there are {", ".join(PARTS)}')
     torch.set_num_threads(1)
     cpu = next((l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')), '') if os.path.exists('/proc/cpuinfo') else ''
     print(f'{cpu}, {os.cpu_count()} cores, torch {torch.__version__}, one thread; CPU time, medians')
-    for part in (training, loading, reading, suppression, judging): part()
+    for n in names: PARTS[n]()
