@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['FOLDS', 'Head', 'read_head', 'head_anchors', 'single', 'decode', 'sides', 'last_reads', 'initialise', 'Detector',
-           'class_names', 'forward', 'decode_all', 'plain_repr', 'without_batchnorm', 'fuse', 'state_hash']
+           'class_names', 'walk', 'forward', 'decode_all', 'plain_repr', 'without_batchnorm', 'fuse', 'state_hash',
+           'still', 'recomputed', 'thrifty']
 
 # %% ../nbs/03_model.ipynb #1502a7ee
 import hashlib
 import math
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .cfg import HEADS, Cfg, CfgError, head_masks, head_sections
 from .layers import Implicit, Local, build
@@ -138,6 +141,7 @@ class Detector(nn.Module):
         self.shared = {l.index: k if k >= 0 else l.index + k for l in plan
                        if l.type == 'convolutional' and (k := l.section.int('share_index', -10**9)) > -10**9}
         self.share()
+        self.spans = []     # of layer ranges: what `thrifty` does without
         self.nc, self.names = class_names(self, names)
         initialise(self, seed)
 
@@ -153,6 +157,22 @@ def class_names(detector, names): # -> (nc, names)
     if len(names) != counts[0]: raise CfgError(f, 1, 'yolo', f'{counts[0]} class names for classes={counts[0]}; `cfg.with_classes({len(names)})` makes the heads fit', f'{len(names)} names')
     return counts[0], names
 
+# %% ../nbs/03_model.ipynb #878d8f44
+def walk(self, layers: range, # of layer numbers
+         maps: dict, # number: (B, C, h, w), what these layers read; afterwards what is read behind them
+         logits: bool,
+        ) -> list: # of head maps that lie on the way
+    "A stretch of the forward pass."
+    at, ends = {h.index for h in self.heads}, []
+    for i in layers:
+        layer, xs = self.layers[i], [maps[j] for j in self.inputs[i]]
+        if i not in self.sigma: y = layer(*xs)
+        else: y = single(layer.pre(*xs)) if logits else layer.act(single(layer.pre(*xs)))
+        if i in at: ends.append(single(y))
+        maps[i] = y
+        for j in self.free[i]: del maps[j]
+    return ends
+
 # %% ../nbs/03_model.ipynb #6fd2f99f
 def forward(self, x: torch.Tensor, # (B, C, H, W) float, 0..1, RGB
             logits=False,          # leave out a head convolution's σ: what the loss wants
@@ -162,14 +182,9 @@ def forward(self, x: torch.Tensor, # (B, C, H, W) float, 0..1, RGB
         raise ValueError(f'{self.cfg.file}: an input of {x.shape[3]}×{x.shape[2]} pixels; width and height must be multiples of {self.stride}')
     if self.fixed and x.shape[3:1:-1] != self.size:
         raise ValueError(f'{self.cfg.file}: an input of {x.shape[3]}×{x.shape[2]} pixels; the [{self.fixed[0].type}] of line {self.fixed[0].section.line} allows only {self.size[0]}×{self.size[1]}')
-    maps, at, ends = {-1: x}, {h.index for h in self.heads}, []
-    for i, layer in enumerate(self.layers):
-        xs = [maps[j] for j in self.inputs[i]]
-        if i not in self.sigma: y = layer(*xs)
-        else: y = single(layer.pre(*xs)) if logits else layer.act(single(layer.pre(*xs)))
-        if i in at: ends.append(single(y))
-        maps[i] = y
-        for j in self.free[i]: del maps[j]
+    maps, ends, step = {-1: x}, [], walk
+    if self.spans and torch.is_grad_enabled(): step = recomputed
+    for layers in self.spans or [range(len(self.layers))]: ends += step(self, layers, maps, logits)
     return ends
 Detector.forward = forward
 
@@ -212,3 +227,32 @@ def state_hash(module: nn.Module) -> str: # 64 hex digits
         h.update(f'{name} {t.dtype} {tuple(t.shape)}\n'.encode())
         h.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return h.hexdigest()
+
+# %% ../nbs/03_model.ipynb #6f67d3f7
+@contextmanager
+def still(modules: list):
+    "What these modules count (BatchNorm's running statistics) is counted in a copy, for a block."
+    kept = [(m._buffers, name, b) for top in modules for m in top.modules() for name, b in m._buffers.items() if b is not None]
+    for buffers, name, b in kept: buffers[name] = b.clone()
+    try: yield
+    finally:
+        for buffers, name, b in kept: buffers[name] = b
+
+def recomputed(self, layers: range, maps: dict, logits: bool) -> list:
+    "`walk`, but what happens within is forgotten and walked again for the backward pass."
+    keys = [j for j in maps if any(j in self.inputs[i] for i in layers)]
+    def part(*xs):
+        inner = dict(zip(keys, xs))
+        return walk(self, layers, inner, logits), inner
+    mine = [self.layers[i] for i in layers]
+    draws = any(isinstance(l, nn.Dropout) for l in mine)
+    ends, left = checkpoint(part, *(maps[j] for j in keys), use_reentrant=False, preserve_rng_state=draws, context_fn=lambda: (nullcontext(), still(mine)))
+    for j in keys: del maps[j]
+    maps.update(left)
+    return ends
+
+def thrifty(detector: Detector, every: int = 4, # layers between two maps that are kept; 0: keep all
+           ) -> None:
+    "Train with less memory and the same result, from now on."
+    n = len(detector.layers)
+    detector.spans = [range(a, min(n, a + every)) for a in range(0, n, every)] if every else []
