@@ -116,6 +116,9 @@ class Batch:
     skipped: list = field(default_factory=list)  # (row, why) of images that could not be read
 
     def __len__(self): return len(self.files)
+    def part(self, k, n): # the k-th of n equal parts
+        a, b = len(self)*k//n, len(self)*(k + 1)//n
+        return replace(self, **{f: getattr(self, f)[a:b] for f in ('images', 'targets', 'index', 'files', 'fits')})
     def to(self, device, non_blocking=True): # the tensors moved, the rest as it is
         return replace(self, **{k: getattr(self, k).to(device, non_blocking=non_blocking) for k in ('images', 'targets', 'index')})
     def pin_memory(self): # called by the DataLoader
@@ -228,6 +231,7 @@ class Loader:
                  epochs: int = 0, # of the whole training, for close_mosaic
                  parts: int = 1, replacement: bool = False, # an epoch is one of so many parts of the data, see order
                  unreadable: str = 'raise', # or 'skip': report in the batch and go on
+                 share: tuple = (0, 1), # (rank, world): of each batch only this process's part
                  pin: bool = False, # page-locked memory, for a GPU
                  log=None): # file that also gets the progress line
         if not table.n_images: raise LoaderError('there are no images to load: is the split empty?')
@@ -236,7 +240,9 @@ class Loader:
         src = Source(list(table.images['file']), list(table.images['path']), truth, tuple(size), mode)
         aug, skip = augment or Augment(), unreadable == 'skip'
         self.work = Work(cached(src, skip, log) if cache == 'ram' else src, aug, seed, epochs, capacity(truth, aug), skip)
-        self.n, self.bs, self.shuffle, self.workers, self.pin = table.n_images, bs, shuffle, workers, pin
+        self.n, self.bs, self.shuffle, self.workers, self.pin, self.share = table.n_images, bs, shuffle, workers, pin, share
+        if bs % share[1]: raise LoaderError(f'bs={bs} cannot be dealt out to {share[1]} processes: take a multiple of {share[1]}')
+        if share[1] > 1 and self.n < bs: raise LoaderError(f'{self.n} images are less than one batch (bs={bs}): too few for {share[1]} processes')
         self.keys, self.pool, self.replacement = [], None, replacement
         self.part = -(-self.n//(parts*bs))*bs if shuffle and parts > 1 else 0  # whole batches
 
@@ -255,7 +261,8 @@ def epoch(self: Loader, e: int, # from 0
          ): # yields Batch
     "The batches of one epoch."
     rows, bs = order(self.n, self.work.seed, e, self.shuffle, self.part, self.replacement, worth), self.bs
-    self.keys[:] = [(e, b*bs, rows[b*bs:(b+1)*bs]) for b in range(start, len(self))]
+    r, mine = self.share[0], bs//self.share[1]
+    self.keys[:] = [(e, b*bs + r*mine, rows[b*bs + r*mine:][:mine]) for b in range(start, len(self))]
     if self.workers and self.pool is None: self.pool = start_pool(self)
     try:
         for b in self.pool if self.workers else map(self.work.__getitem__, list(self.keys)):
