@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LoaderError', 'truths', 'Source', 'read', 'load', 'available', 'cached', 'Batch', 'capacity', 'padded', 'Work',
-           'build', 'order', 'image_worth', 'start_worker', 'same', 'Loader', 'batches', 'epoch', 'start_pool', 'close']
+           'build', 'order', 'image_worth', 'start_worker', 'same', 'can_share', 'Loader', 'batches', 'epoch',
+           'start_pool', 'close']
 
 # %% ../nbs/21_loader.ipynb #6560bd6c
 import atexit, multiprocessing, os, signal, weakref
@@ -216,6 +217,13 @@ def start_worker(worker: int) -> None:
 
 def same(batch): return batch                          # collated already; a lambda could not be sent to a spawned worker
 
+# %% ../nbs/21_loader.ipynb #443a77db
+def can_share(bs: int, n: int, # images of a batch, images there are
+              world: int) -> None:
+    "An error where a batch cannot be dealt out to so many processes."
+    if bs % world: raise LoaderError(f'bs={bs} cannot be dealt out to {world} processes: take a multiple of {world}')
+    if world > 1 and n < bs: raise LoaderError(f'{n} images are less than one batch (bs={bs}): too few for {world} processes')
+
 # %% ../nbs/21_loader.ipynb #5df2e3ce
 class Loader:
     "Batches of a table; see `epoch`."
@@ -241,8 +249,7 @@ class Loader:
         aug, skip = augment or Augment(), unreadable == 'skip'
         self.work = Work(cached(src, skip, log) if cache == 'ram' else src, aug, seed, epochs, capacity(truth, aug), skip)
         self.n, self.bs, self.shuffle, self.workers, self.pin, self.share = table.n_images, bs, shuffle, workers, pin, share
-        if bs % share[1]: raise LoaderError(f'bs={bs} cannot be dealt out to {share[1]} processes: take a multiple of {share[1]}')
-        if share[1] > 1 and self.n < bs: raise LoaderError(f'{self.n} images are less than one batch (bs={bs}): too few for {share[1]} processes')
+        can_share(bs, self.n, share[1])
         self.keys, self.pool, self.replacement = [], None, replacement
         self.part = -(-self.n//(parts*bs))*bs if shuffle and parts > 1 else 0  # whole batches
 
