@@ -219,10 +219,13 @@ def same(batch): return batch                          # collated already; a lam
 
 # %% ../nbs/21_loader.ipynb #443a77db
 def can_share(bs: int, n: int, # images of a batch, images there are
-              world: int) -> None:
-    "An error where a batch cannot be dealt out to so many processes."
+              share: tuple, # (rank, world)
+             ) -> tuple: # share; an error where a batch cannot be dealt out to so many processes
+    "A process's share of every batch, if it can have one."
+    world = share[1]
     if bs % world: raise LoaderError(f'bs={bs} cannot be dealt out to {world} processes: take a multiple of {world}')
     if world > 1 and n < bs: raise LoaderError(f'{n} images are less than one batch (bs={bs}): too few for {world} processes')
+    return share
 
 # %% ../nbs/21_loader.ipynb #5df2e3ce
 class Loader:
@@ -240,16 +243,14 @@ class Loader:
                  parts: int = 1, replacement: bool = False, # an epoch is one of so many parts of the data, see order
                  unreadable: str = 'raise', # or 'skip': report in the batch and go on
                  share: tuple = (0, 1), # (rank, world): of each batch only this process's part
-                 pin: bool = False, # page-locked memory, for a GPU
-                 log=None): # file that also gets the progress line
+                 pin: bool = False, log=None): # pin: page-locked memory, for a GPU; log: file that also gets the progress line
         if not table.n_images: raise LoaderError('there are no images to load: is the split empty?')
-        truth, self.left_out = truths(table)
+        (truth, self.left_out), self.share = truths(table), can_share(bs, table.n_images, share)
         if shuffle and not sum(map(len, truth)): raise LoaderError(f'no boxes at all on {table.n_images} images: nothing to learn')
         src = Source(list(table.images['file']), list(table.images['path']), truth, tuple(size), mode)
         aug, skip = augment or Augment(), unreadable == 'skip'
         self.work = Work(cached(src, skip, log) if cache == 'ram' else src, aug, seed, epochs, capacity(truth, aug), skip)
-        self.n, self.bs, self.shuffle, self.workers, self.pin, self.share = table.n_images, bs, shuffle, workers, pin, share
-        can_share(bs, self.n, share[1])
+        self.n, self.bs, self.shuffle, self.workers, self.pin = table.n_images, bs, shuffle, workers, pin
         self.keys, self.pool, self.replacement = [], None, replacement
         self.part = -(-self.n//(parts*bs))*bs if shuffle and parts > 1 else 0  # whole batches
 
