@@ -37,6 +37,7 @@ class Config:
     split: str = 'auto'             # how val is taken from data without one
     network: str = ''               # a name of the zoo or a .cfg; '' for yolokit-nano
     weights: str = ''               # .weights or .pt to start from; 'none' for random; '' for the stage before
+    teacher: str = ''               # run or weights to learn from beside the truth
     recipe: str = ''                # a name in RECIPES; '' for the stage's own
     change: str = ''                # numbers of the recipe to change: 'freeze=stage2; gains.smoothing=.1'
     name: str = ''                  # of the run; '' for the next free number
@@ -71,6 +72,8 @@ def check(c: Config) -> None:
         raise RunError(f'run {c.name} exists already (runs/{c.name}): choose another name, or go on with it with resume={c.name}')
     if c.weights not in ('', 'none', *published.names()) and not where(c.weights).is_file():
         raise TrainError(f'weights={c.weights}: there is no such file ({where(c.weights)}), and no published weights of that name: those are {", ".join(published.names())}')
+    if c.teacher and c.teacher not in published.names() and not where(c.teacher).is_file() and not (runs.runs_folder()/c.teacher/'weights/best.pt').is_file():
+        raise TrainError(f'teacher={c.teacher}: there is no run of that name with weights, no such file ({where(c.teacher)}), and no published weights of that name')
     if c.data and c.data not in SETS and not where(c.data).exists():
         raise TrainError(f'data={c.data}: there is no such folder or file ({where(c.data)}); known sets are {", ".join(SETS)}')
     precision(c.amp, torch.device('cpu'))
@@ -180,7 +183,7 @@ def chain(job: Job, stage: str, target: bool = True) -> None:
             after = job.legs[-1]
             parent = after.run
     w, h = size_of(job.cfg)
-    config = replace(c, stage=stage, name='', bs=recipe.bs, width=w, height=h)
+    config = replace(c, stage=stage, name='', teacher=c.teacher if target else '', bs=recipe.bs, width=w, height=h)
     run = Run.new(stage, c.name if target else '', state='waiting', config=config, recipe=recipe, seed=c.seed, parent=parent.name if parent else '',
                   start=start if not parent else '', data=job.facts, versions=runs.versions(), git=runs.git_state(root()), machine=runs.machine(job.dev),
                   device=str(job.dev), amp=job.amp, threads=job.threads, network=dict(name=c.network or 'yolokit-nano', sha256=text_sha(job.cfg), cfg=str(job.cfg), **job.anchors and dict(anchors=job.anchors)))
@@ -202,7 +205,7 @@ def resumed(name: str, job: Job) -> None:
     if parent and parent.info['state'] != 'finished': resumed(parent.name, job)
     r = i['recipe']
     recipe = Recipe(**{**r, 'gains': Gains(**r['gains']), 'augment': Augment(**r['augment'])})
-    start = str(parent.folder/'weights/best.pt') if parent else i.get('start') or 'none'
+    start = i.get('start') or (str(parent.folder/'weights/best.pt') if parent else 'none')
     job.legs.append(Leg(run, recipe, start, state=runs.load_checkpoint(run.folder/'checkpoint', run.say)))
 
 def alive(pid) -> bool:
@@ -300,19 +303,20 @@ def leg_done(leg: Leg, t: Training, seconds: float) -> None:
     leg.run.update(result={k: float(v[at]) for k, v in m.items()}, steps=t.step, seconds=round(seconds, 1), weights_sha256=state_hash(final))
 
 # %% ../nbs/34_stages.ipynb #52fb0d0a
-def travel(job: Job, leg: Leg, evaluate, finish, stop: Stop, loader: Loader | None = None) -> None:
+def travel(job: Job, leg: Leg, evaluate, finish, stop: Stop, loader: Loader | None = None, extra=None) -> None:
     "Run one leg: train, judge, finish, report."
     run, c, began = leg.run, job.config, time.monotonic()
     run.update(state='running', pid=os.getpid(), host=runs.machine(torch.device('cpu'))['host'])
     d = Detector(job.cfg, job.data.names, c.seed)
     start = leg.after.run.folder/'weights/best.pt' if leg.after else leg.start
     if not leg.state and str(start) != 'none': start_from(d, file_of(str(start)), c, run.say)
+    more = extra(run, d, leg.recipe) if extra else None
     for f, k in (('steps.csv', 'step'), ('metrics.csv', 'judged')): runs.cut_rows(run.folder/f, (leg.state or {}).get(k, 0))
     loader = loader or loader_of(job, leg.recipe, run.log)
     if not leg.state: batch_picture(next(stream(loader, 0)), job.data.names, run.folder/'plots/batch.png')
     val = job.data.split('val')
     judge_by = evaluate(val, size=size_of(job.cfg), bs=leg.recipe.bs, workers=c.workers, device=job.dev) if evaluate and val.n_images else None
-    try: t = fit(run, d, loader, leg.recipe, judge_by, job.dev, job.amp, stop, leg.state)
+    try: t = fit(run, d, loader, leg.recipe, judge_by, job.dev, job.amp, stop, leg.state, extra=more)
     finally: loader.close()
     leg_done(leg, t, time.monotonic() - began)
     curves(run)
@@ -333,11 +337,13 @@ def as_before(c: Config) -> Config: # with resume
 def stage(config: Config, # the parameters of the notebook
           evaluate=None, # evaluate.validator: (val table, size, bs, workers, device) -> a function that judges a detector
           finish=None, # submit.deliver: (run, detector, data) -> dict of files
+          extra=None, # distill.teach: (run, detector, recipe) -> more losses for fit, or None
          ) -> Run: # of the stage that was asked for
     "Run a stage, and before it whatever it needs that is not there yet."
     c, notes = config, []
     if c.resume: c = as_before(c)
     check(c)
+    if c.teacher and not extra: raise TrainError(f'teacher={c.teacher}: nobody here knows how to learn from one; call stage(..., extra=distill.teach)')
     dev = runs.device(c.device)
     with runs.stoppable() as stop, runs.exact(c.threads) as threads:
         say(f'stage {c.stage} on {dev}: the data first')
@@ -352,7 +358,7 @@ def stage(config: Config, # the parameters of the notebook
             first = job.legs[0]
             loader = loader_of(job, first.recipe, first.run.log)
             announce(job, probe(Detector(job.cfg, table.names, c.seed), loader, first.recipe, dev, job.amp), loader)
-            for leg in job.legs: travel(job, leg, evaluate, finish, stop, loader if leg is first else None)
+            for leg in job.legs: travel(job, leg, evaluate, finish, stop, loader if leg is first else None, extra)
         except BaseException as e: return ended(job, e)
     return arrived(job)
 
