@@ -46,7 +46,7 @@ def ciou(p: torch.Tensor, # (..., 4) cx cy w h, predicted
     hull = (torch.maximum(p1, t1) - torch.minimum(p0, t0)).square().sum(-1) + eps
     far = (p[..., :2] - t[..., :2]).square().sum(-1)/hull
     v = 4/math.pi**2*(torch.atan(t[..., 2]/(t[..., 3] + eps)) - torch.atan(p[..., 2]/(p[..., 3] + eps))).square()
-    with torch.no_grad(): alpha = v/(v - iou + (1 + eps))
+    with torch.no_grad(): alpha = v/(v - iou + (1 + eps)).clamp(min=eps)  # equal boxes: rounding must not make it 0/0
     return iou - far - alpha*v
 
 # %% ../nbs/30_loss.ipynb #b4106d65

@@ -6,7 +6,7 @@
 __all__ = ['STAGES', 'Config', 'where', 'check', 'network_of', 'suited', 'text_sha', 'source', 'file_of', 'start_from', 'Leg',
            'Job', 'changed', 'recipe_of', 'chain', 'resumed', 'alive', 'batches_an_epoch', 'loader_of', 'size_of',
            'probe', 'minutes', 'announce', 'from_what', 'append', 'prepared', 'leg_done', 'travel', 'as_before',
-           'stage', 'ended', 'arrived']
+           'stage', 'drive', 'ended', 'arrived']
 
 # %% ../nbs/34_stages.ipynb #c74cc1ec
 import copy, hashlib, itertools, math, os, time
@@ -42,8 +42,7 @@ class Config:
     change: str = ''                # numbers of the recipe to change: 'freeze=stage2; gains.smoothing=.1'
     name: str = ''                  # of the run; '' for the next free number
     resume: str = ''                # name of a run to go on with
-    epochs: int = 0
-    steps: int = 0                  # goes before epochs
+    epochs: int = 0; steps: int = 0 # steps go before epochs
     width: int = 0; height: int = 0 # of the network's input, pixels
     bs: int = 0
     lr0: float = 0.
@@ -354,12 +353,17 @@ def stage(config: Config, # the parameters of the notebook
         job = Job(c, table, facts, cfg, dev, precision(c.amp, dev), threads, notes=notes, anchors=found)
         if c.resume: resumed(c.resume, job)
         else: chain(job, c.stage)
-        try:
-            first = job.legs[0]
-            loader = loader_of(job, first.recipe, first.run.log)
-            announce(job, probe(Detector(job.cfg, table.names, c.seed), loader, first.recipe, dev, job.amp), loader)
-            for leg in job.legs: travel(job, leg, evaluate, finish, stop, loader if leg is first else None, extra)
-        except BaseException as e: return ended(job, e)
+        return drive(job, evaluate, finish, extra, stop)
+
+# %% ../nbs/34_stages.ipynb #fc4d4292
+def drive(job: Job, evaluate, finish, extra, stop: Stop) -> Run: # of the last leg
+    "Say what is going to happen, and run the legs."
+    try:
+        first = job.legs[0]
+        loader = loader_of(job, first.recipe, first.run.log)
+        announce(job, probe(Detector(job.cfg, job.data.names, job.config.seed), loader, first.recipe, job.dev, job.amp), loader)
+        for leg in job.legs: travel(job, leg, evaluate, finish, stop, loader if leg is first else None, extra)
+    except BaseException as e: return ended(job, e)
     return arrived(job)
 
 # %% ../nbs/34_stages.ipynb #7f349938
