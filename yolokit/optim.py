@@ -96,13 +96,14 @@ def lr_at(it: int,               # iterations (batches) done before this one
           stairs=False,          # a new rate only every epoch, as YOLOv5 does
          shape=None,            # dict, more arguments of the schedule
          power=1.,              # of the warm-up of weights and scales; Darknet's burn-in: 4
+         hot='bias',            # the group that begins at bias_lr; 'norm' for the bug of recipes.QUIRKS
          ) -> tuple:             # ({'bias', 'weight', 'norm'} learning rates, momentum)
     "Learning rate of each group and momentum at an iteration."
     if schedule not in SCHEDULES: raise ValueError(f'schedule {schedule!r}: choose one of {", ".join(SCHEDULES)}')
     e = it // per_epoch if stairs else it / per_epoch
     lr = lr0 * SCHEDULES[schedule](min(e, epochs), epochs, lrf, **(shape or {}))
     if power != 1: return dict.fromkeys(('bias', 'weight', 'norm'), lr*min(1, it/max(warmup, 1))**power), momentum
-    lrs = {name: between(it, warmup, start, lr) for name, start in dict(bias=bias_lr, weight=0., norm=0.).items()}
+    lrs = {name: between(it, warmup, bias_lr if name == hot else 0., lr) for name in ('bias', 'weight', 'norm')}
     return lrs, between(it, warmup, warmup_momentum, momentum)
 
 # %% ../nbs/31_optim.ipynb #f87bc352

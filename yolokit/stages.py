@@ -21,9 +21,10 @@ from .known import SETS
 from .loader import Loader, available
 from .loss import Gains
 from .model import Detector, state_hash
+from .recipes import RECIPES, Recipe, TrainError, as_learnt, batches_a_step, batches_done, due, quirks, total_steps
 from .runs import Run, RunError, Stop
 from .table import Table
-from .train import RECIPES, Recipe, Training, TrainError, batch_picture, batches_a_step, begin, curves, due, fit, losses, precision, stream, total_steps
+from .train import Training, batch_picture, begin, curves, fit, losses, precision, stream
 
 # %% ../nbs/34_stages.ipynb #2266a298
 STAGES = {'baseline': '', 'finetune': 'baseline'}  # a stage and the one it starts from
@@ -203,7 +204,7 @@ def resumed(name: str, job: Job) -> None:
     parent = Run.open(i['parent']) if i.get('parent') else None
     if parent and parent.info['state'] != 'finished': resumed(parent.name, job)
     r = i['recipe']
-    recipe = Recipe(**{**r, 'gains': Gains(**r['gains']), 'augment': Augment(**r['augment'])})
+    recipe = Recipe(**{**{k: tuple(v) if isinstance(v, list) else v for k, v in r.items()}, 'gains': Gains(**r['gains']), 'augment': Augment(**r['augment'])})
     start = i.get('start') or (str(parent.folder/'weights/best.pt') if parent else 'none')
     job.legs.append(Leg(run, recipe, start, state=runs.load_checkpoint(run.folder/'checkpoint', run.say)))
 
@@ -222,12 +223,12 @@ def batches_an_epoch(n: int, r: Recipe) -> int: # n images
 # %% ../nbs/34_stages.ipynb #f9dee3a7
 def loader_of(job: Job, r: Recipe, log=None) -> Loader:
     "The training batches of a leg; images stay in memory where they take less than half of what is free."
-    train, (w, h) = job.data.split('train'), size_of(job.cfg)
+    train, (w, h) = as_learnt(job.data.split('train'), r), size_of(job.cfg)
     per = batches_an_epoch(train.n_images, r)
-    epochs = math.ceil(total_steps(r, per)*batches_a_step(r)/per)
+    epochs = math.ceil(batches_done(r, total_steps(r, per), per)/per)
     cache = 'ram' if train.n_images*w*h*3 < .5*available() else ''
     return Loader(train, (w, h), r.bs, job.config.seed, r.augment, job.config.workers, cache=cache, epochs=epochs,
-                  parts=r.parts, replacement=r.replacement, pin=job.dev.type == 'cuda', log=log)
+                  parts=r.parts, replacement=r.replacement or 'replacement' in quirks(r), pin=job.dev.type == 'cuda', log=log)
 
 def size_of(cfg: Cfg) -> tuple: # (w, h)
     "Size of the network's input."
@@ -262,10 +263,10 @@ def announce(job: Job, seconds: float, # an image
              f'network: {c.network or "yolokit-nano"} at {"x".join(map(str, size_of(job.cfg)))}, on {job.dev} ({job.threads} threads), {job.amp if job.amp != "off" else "float32"}', *job.notes]
     whole = 0.
     for k, leg in enumerate(job.legs, 1):
-        r, per = leg.recipe, batches_an_epoch(n['train'], leg.recipe)
+        r, per = leg.recipe, batches_an_epoch(as_learnt(job.data.split('train'), leg.recipe).n_images, leg.recipe)
         total, done = total_steps(r, per), (leg.state or {}).get('step', 0)
         often = sum(due(s, r, per) for s in range(done + 1, total + 1)) + 2
-        took = seconds*((total - done)*r.bs*batches_a_step(r) + .5*often*n['val'])
+        took = seconds*(r.bs*(batches_done(r, total, per) - batches_done(r, done, per)) + .5*often*n['val'])
         whole += took
         lines.append(f'{k}. {leg.run.info["stage"]}, as {leg.run.name}, from {from_what(leg)}: {total - done} steps of {r.bs*batches_a_step(r)} images, about {minutes(took)}')
     lines.append(f'then its best weights are judged, and predictions, submission and report written; in all about {minutes(whole + 15)}')
