@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .cfg import Cfg, HEADS, PAIRS, conv as conv_keys
+from .cfg import Cfg, HEADS, KNOWN, PAIRS, conv as conv_keys
 from .layers import Connected, Conv, Deconv, Implicit, SE, Shortcut, build
 from .model import Detector
 
@@ -119,7 +119,7 @@ def head(t, l, xs):
 # %% ../nbs/50_channels.ipynb #43a52c18
 FLOW = dict(convolutional=convolution, depthwise=convolution, deconvolutional=convolution, shortcut=shortcut, route=route, route_lhalf=route,
     reorg=reorg, reorg3d=reorg, se=squeeze, maxpool=pool, connected=lambda t, l, xs: seen_whole(t, l, t.fresh(l.shape[0])),
-    activation=lambda t, l, xs: seen_whole(t, l, xs[0]), **dict.fromkeys(PAIRS, pair), **dict.fromkeys(HEADS, head),
+    activation=lambda t, l, xs: seen_whole(t, l, xs[0]), **dict.fromkeys(PAIRS, pair), **dict.fromkeys(HEADS, head), **dict.fromkeys([k for k in KNOWN if k.startswith('implicit')], implicit),
     **dict.fromkeys('local_avgpool avgpool upsample dropout silence cost contrastive batchnorm crop'.split(), through))
 
 # %% ../nbs/50_channels.ipynb #2aabb1c6
