@@ -94,6 +94,7 @@ def reorg(t, l, xs):
     for other in parts[1:]: t.tie(parts[0], other)
     return parts[0]
 
+# %% ../nbs/50_channels.ipynb #ebf25cdd
 def pair(t, l, xs): # [scale_channels], [sam], YOLOR's
     if l.type == 'scale_channels' and l.section.int('scale_wh', 0): t.lock(xs[0]); return seen_whole(t, l, xs[1])
     if l.type.endswith('_2d'): t.lock(*xs)
