@@ -162,6 +162,7 @@ def grouped(plan, outs, locked) -> list: # of Group
         out.append(Group(np.array(units), layers, max([n for i, n in layers.items() if plan[i].type in MAKERS], default=1)))
     return out
 
+# %% ../nbs/50_channels.ipynb #6998c571
 def channels(cfg: Cfg) -> Channels:
     "Follow every channel of a network."
     t, plan = Ties(), cfg.plan()
@@ -213,6 +214,7 @@ def depthwise(c: Channels, i: int) -> bool: # i: layer
     s, n = c.plan[i].section, c.plan[i].in_shapes[0][0] if c.plan[i].inputs else 0
     return c.plan[i].type in MAKERS[:3] and n > 1 and (c.plan[i].type == 'depthwise' or conv_keys(s).groups == n)
 
+# %% ../nbs/50_channels.ipynb #e2105941
 def checked(c: Channels, keep) -> np.ndarray: # (units,) bool
     "The mask, if it is one for these channels and leaves something of each layer."
     keep = np.asarray(keep)
@@ -269,6 +271,7 @@ def absorb(m: Conv, n: Conv, # before, after
 def masks(c: Channels, keep, i: int): # -> bool masks of layer i's inputs, of its output
     return [keep[x] for x in c.ins[i]], keep[c.outs[i]]
 
+# %% ../nbs/50_channels.ipynb #5e125f57
 @torch.no_grad()
 def cut(detector: Detector, # left as it is
         c: Channels, # of its cfg
@@ -339,6 +342,7 @@ def renumbered(s, at, i: int) -> str | None: # at: layer → its new number; i: 
         return str(at(j) if j >= 0 else at(i + j) - at(i))
     return re.sub(r'[-+]?\d+', new, s[key])
 
+# %% ../nbs/50_channels.ipynb #d05ecda8
 def without(cfg: Cfg, gone: list, # of Block
            ) -> tuple:            # cfg, {new layer: old layer}
     "A cfg without these blocks."
