@@ -11,7 +11,8 @@ APPS = [p for p in BOOKS if p not in CHAPTERS]
 EXTRAS = ('ipywidgets', 'jupyterlab', 'papermill', 'nbdev', 'fastcore', 'execnb', 'IPython', 'ipykernel', 'nbformat', 'nbclient', 'pytest', 'onnx', 'onnxruntime', 'optuna', 'ultrafast_pycocotools')
 EXPECTED = '''boxes cfg layers model zoo pickles weights published census ground files adapters known records images table checks
               formats repair viewer datasets scene parking suspects augment loader anchors ranks loss optim recipes runs train stages match views suppress
-              certainty inspector curves detect evaluate leaderboard compact submit sweeps errors graph lower targets export channels'''.split()
+              certainty inspector curves detect evaluate leaderboard compact submit sweeps errors graph lower targets export channels
+              front'''.split()
 
 
 def read(path): return json.loads(path.read_text(encoding='utf-8'))

@@ -96,7 +96,7 @@ def record(folder, # of a run, or inside one
     if detector is not None:
         size = [asked['own'].get(k) or d for k, d in zip(('width', 'height'), detector.size)]
         info |= dict(network=cost(detector, size), latency=latency(detector, size, asked['own'].get('dtype', 'float32')))
-    if weights: info['weights'] = dict(file=os.path.relpath(weights, root()), sha256=sha256(weights))
+    if weights: info['weights'] = dict(file=os.path.relpath(weights, root()), sha256=sha256(weights), bytes=Path(weights).stat().st_size)
     with atomic(folder/'judged.json') as p: p.write_text(json.dumps(runs.plain(info), indent=1, ensure_ascii=False), encoding='utf-8')
     return folder/'judged.json'
 
@@ -112,7 +112,7 @@ def row(path: Path, # judged.json
     low, high = j['interval']['AP']
     return dict(name=path.parent.relative_to(folder).as_posix(), stage=i.get('stage', ''), AP=j['numbers']['AP'], low=low, high=high, **{k: v for k, v in j['numbers'].items() if k != 'AP'},
                 network=get(i, 'network', 'name') or '', **{k: j['own'].get(k) for k in OWN}, params=get(j, 'network', 'params'), macs=get(j, 'network', 'macs'),
-                ms=get(j, 'latency', 'ms'), device=get(j, 'latency', 'device'), threads=get(j, 'latency', 'threads'), train_seconds=i.get('seconds'), steps=i.get('steps'), parent=i.get('parent', ''),
+                mb=(get(j, 'weights', 'bytes') or 0)/1e6 or None, ms=get(j, 'latency', 'ms'), device=get(j, 'latency', 'device'), threads=get(j, 'latency', 'threads'), train_seconds=i.get('seconds'), steps=i.get('steps'), parent=i.get('parent', ''),
                 truth=short(j['truth']['sha256']), data=j['truth']['data'], split=j['truth']['split'], images=j['truth']['images'], **j['way'], evaluator=j['evaluator'],
                 predictions=short(j['predictions']['sha256']), weights=short(get(j, 'weights', 'sha256')), judged=j['judged'])
 
@@ -125,7 +125,7 @@ def rows(folder=None) -> list: # of dicts; a folder that cannot be read is said 
     return graded(out)
 
 # %% ../nbs/42_leaderboard.ipynb #6fc0ff64
-NOT_WAY = {f for f in ('name', 'stage', 'low', 'high', 'network', *OWN, 'params', 'macs', 'ms', 'device', 'threads', 'train_seconds', 'steps', 'parent', 'data', 'split', 'predictions', 'weights', 'judged', 'way', 'rank')} | set(evaluate.NUMBERS)
+NOT_WAY = {f for f in ('name', 'stage', 'low', 'high', 'network', *OWN, 'params', 'macs', 'mb', 'ms', 'device', 'threads', 'train_seconds', 'steps', 'parent', 'data', 'split', 'predictions', 'weights', 'judged', 'way', 'rank')} | set(evaluate.NUMBERS)
 
 def way(r: dict) -> tuple: # what must be equal for two rows to be ranked together
     "Truth, thresholds, evaluator; whatever a row has that is not of its own."
@@ -185,7 +185,7 @@ def brief(r: dict) -> dict: # column -> text
     "What a person wants to see first."
     show = lambda v, f: f.format(v) if v not in (None, '') else ''
     return {'': f'{r["way"]}{r["rank"]}', 'name': r['name'], 'AP [95 %]': f'{r["AP"]:.3f} [{r["low"] or 0:.3f}, {r["high"] or 0:.3f}]', 'AP50': f'{r["AP50"]:.3f}', 'AP75': f'{r["AP75"]:.3f}', 'network': r['network'],
-            'input': f'{r["width"]}×{r["height"]} {r["mode"]} {r["dtype"]}' if r['width'] else '', 'M params': show(r['params'] and r['params']/1e6, '{:.2f}'), 'G MACs': show(r['macs'] and r['macs']/1e9, '{:.2f}'),
+            'input': f'{r["width"]}×{r["height"]} {r["mode"]} {r["dtype"]}' if r['width'] else '', 'M params': show(r['params'] and r['params']/1e6, '{:.2f}'), 'G MACs': show(r['macs'] and r['macs']/1e9, '{:.2f}'), 'MB': show(r.get('mb'), '{:.1f}'),
             'ms': show(r['ms'], '{:.1f}') + (f' ({r["device"]}, {r["threads"]} thr.)' if r['ms'] else ''), 'trained min': show(r['train_seconds'] and r['train_seconds']/60, '{:.1f}'), 'parent': r['parent']}
 
 # %% ../nbs/42_leaderboard.ipynb #1dee0e08
@@ -234,7 +234,7 @@ def cell(v) -> str: # a td
 def page(rows: list, title: str = 'Leaderboard') -> str: # HTML that needs nothing else
     "The leaderboard as one file."
     keys, e = columns(rows), html.escape
-    first = [k for k in ('way', 'rank', 'name', 'AP', 'low', 'high', 'AP50', 'AP75', 'network', 'width', 'height', 'params', 'macs', 'ms', 'device', 'train_seconds', 'parent') if k in keys]
+    first = [k for k in ('way', 'rank', 'name', 'AP', 'low', 'high', 'AP50', 'AP75', 'network', 'width', 'height', 'params', 'macs', 'mb', 'ms', 'device', 'train_seconds', 'parent') if k in keys]
     keys = first + [k for k in keys if k not in first]
     more = lambda k, s: s if k in first else s.replace('<td', '<td hidden-col', 1).replace('<td hidden-col class=n', '<td class="n all"').replace('<td hidden-col', '<td class=all')
     bodies = {}
