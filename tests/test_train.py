@@ -1,5 +1,5 @@
 "The chain of stages, stopping and resuming, starting from weights: with a tiny network on drawn squares."
-import dataclasses, json, math, subprocess, sys
+import dataclasses, importlib.util, json, math, subprocess, sys, types
 import pytest
 from small import checkout, environment
 from yolokit import runs, weights
@@ -45,7 +45,8 @@ def test_chain_runs_the_baseline_first_and_only_once(root, capfd):
     assert other.info['parent'] == 'baseline-002'
     nb = json.loads((first.folder/'report.ipynb').read_text())
     assert any(o['data'].get('image/png') for c in nb['cells'] for o in c.get('outputs', []))
-    assert {p.name for p in (first.folder/'plots').iterdir()} >= {'curves.png', 'batch.png'}
+    assert {p.name for p in (first.folder/'plots').iterdir()} >= {'curves.png', 'batch.png', 'batch2.png', 'batch3.png'}
+    assert {'images_s', 'waiting', 'memory_mb'} == first.info['cost'].keys() and 'waiting=' in heard.err and 'MB=' in heard.err
 
 
 def test_same_seed_same_bits_whatever_the_workers(root):
@@ -106,6 +107,33 @@ def test_weights_of_darknet_start_it_without_a_chain(root):
     with open(root/'cut.weights', 'wb') as f: f.write((root/'tiny.weights').read_bytes()[:-40])
     with pytest.raises(weights.WeightsError, match='cut.weights'): go(stage='finetune', weights='cut.weights', name='short')
     assert Run.open('short').info['state'] == 'failed'
+
+
+def test_tensorboard_events(root, monkeypatch):
+    "The numbers of a run's tables as events; with a stand-in where the package is not installed."
+    said, name = [], 'torch.utils.tensorboard'
+    stand_in = types.SimpleNamespace(SummaryWriter=lambda folder, purge_step: types.SimpleNamespace(add_scalar=lambda *a: said.append(a), flush=lambda: None))
+    if importlib.util.find_spec('tensorboard') is None: monkeypatch.setitem(sys.modules, name, stand_in)
+    run = go(stage='baseline', weights='none', tensorboard=True, name='told')
+    tags = {a[0] for a in said}
+    if not said:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        tags = set(EventAccumulator(str(run.folder/'events')).Reload().Tags()['scalars'])
+    assert tags >= {'steps/lr', 'steps/box', 'steps/grad_norm', 'speed/images_s', 'speed/waiting', 'speed/memory_mb', 'metrics/fitness'}
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match='yolokit.board'): go(stage='baseline', weights='none', tensorboard=True, name='told2')
+    assert not (root/'runs/told2').exists()
+
+
+def test_a_recipe_with_everything_odd_is_resumed(root):
+    "compat=challenge and several sizes, through the stages: stopped, resumed, and equal."
+    c = Config(**TINY | dict(steps=14, bs=4, stage='baseline', weights='none', recipe='agc2021-scratch', change='compat=challenge; scales=.67 1 1.33; nominal=8; warmup_floor=9; warmup=0'))
+    whole = stage(c, evaluate=Killer(99))
+    with pytest.raises(runs.Stopped): stage(dataclasses.replace(c, name='odd'), evaluate=Killer(1))
+    done = stage(Config(resume='odd', workers=2), evaluate=Killer(99))
+    assert weights_of(done) == weights_of(whole) == state_hash(weights.load_checkpoint(done.folder/'weights/agc2021.pt'))
+    assert (done.folder/'steps.csv').read_text() == (whole.folder/'steps.csv').read_text()
+    with pytest.raises(ValueError, match='not a quirk'): go(stage='baseline', weights='none', change='compat=ramps')
 
 
 def test_clear_errors(root):

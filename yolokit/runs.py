@@ -376,7 +376,7 @@ def facts(run: Run) -> list[str]: # markdown, a text a cell
     git, data, network = i.get('git') or {}, i.get('data') or {}, i.get('network') or {}
     head = dict(stage=i.get('stage'), state=i.get('state'), started=i.get('started'), ended=i.get('ended'), parent=i.get('parent') or 'none',
                 network=network.get('name'), data=data.get('source'), images=data.get('images'), boxes=data.get('boxes'))
-    result = {k: v for k, v in (i.get('result') or {}).items() if not isinstance(v, (dict, list))}
+    result = {k: v for k, v in (i.get('result') or {}).items() if not isinstance(v, (dict, list))} | (i.get('cost') or {})
     made = dict(seed=i.get('seed'), device=i.get('device'), threads=i.get('threads'), amp=i.get('amp'), steps=i.get('steps'),
                 git=(git.get('revision') or 'none') + (' with uncommitted changes' if git.get('diff') else ''),
                 data_fingerprint=data.get('fingerprint'), network_sha256=network.get('sha256'), weights_sha256=i.get('weights_sha256'))

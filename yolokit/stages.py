@@ -13,7 +13,7 @@ import copy, hashlib, itertools, math, os, time
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 import numpy as np, torch
-from . import anchors, datasets, published, runs, weights, zoo
+from . import anchors, board, datasets, published, runs, weights, zoo
 from .augment import Augment
 from .cfg import Cfg
 from .ground import root, say
@@ -24,7 +24,7 @@ from .model import Detector, state_hash
 from .recipes import RECIPES, Recipe, TrainError, as_learnt, batches_a_step, batches_done, due, quirks, total_steps
 from .runs import Run, RunError, Stop
 from .table import Table
-from .train import Training, batch_picture, begin, curves, fit, losses, precision, stream
+from .train import Training, begin, curves, first_batches, fit, losses, precision, stream
 
 # %% ../nbs/34_stages.ipynb #2266a298
 STAGES = {'baseline': '', 'finetune': 'baseline'}  # a stage and the one it starts from
@@ -45,8 +45,7 @@ class Config:
     resume: str = ''                # name of a run to go on with
     epochs: int = 0; steps: int = 0 # steps go before epochs
     width: int = 0; height: int = 0 # of the network's input, pixels
-    bs: int = 0
-    lr0: float = 0.
+    bs: int = 0; lr0: float = 0.
     every: float = 0.               # epochs between two evaluations
     seed: int = 0
     device: str = 'auto'            # auto, cpu or cuda
@@ -54,6 +53,7 @@ class Config:
     workers: int = 2                # processes that prepare batches
     threads: int = 0                # of torch on the CPU; 0: one a core
     fix: bool = True                # repair the annotations
+    tensorboard: bool = False       # events too, see 32_board
     limit_mb: float = 20.           # size of the submission, 10^6 bytes
 
 # %% ../nbs/34_stages.ipynb #e7078d18
@@ -77,6 +77,7 @@ def check(c: Config) -> None:
     if c.data and c.data not in SETS and not where(c.data).exists():
         raise TrainError(f'data={c.data}: there is no such folder or file ({where(c.data)}); known sets are {", ".join(SETS)}')
     precision(c.amp, torch.device('cpu'))
+    if c.tensorboard: board.writer()
 
 # %% ../nbs/34_stages.ipynb #c36774e9
 def network_of(c: Config, classes: int) -> Cfg:
@@ -164,6 +165,7 @@ def recipe_of(stage: str, c: Config, # target: is this the stage that was asked 
     if c.bs: r = replace(r, bs=c.bs, nominal=r.nominal if r.nominal > c.bs else 0)
     if c.every: r = replace(r, every=c.every)
     if c.change and target: r = changed(r, c.change)
+    quirks(r)  # one that is not known is an error now, not in the middle
     return replace(r, lr0=c.lr0) if c.lr0 and target else r
 
 # %% ../nbs/34_stages.ipynb #3d160743
@@ -300,7 +302,9 @@ def leg_done(leg: Leg, t: Training, seconds: float) -> None:
     m = runs.read_rows(leg.run.folder/'metrics.csv')
     at = np.flatnonzero(m['step'] == t.best_step)[-1]
     final = weights.load_checkpoint(leg.run.folder/'weights/best.pt')
-    leg.run.update(result={k: float(v[at]) for k, v in m.items()}, steps=t.step, seconds=round(seconds, 1), weights_sha256=state_hash(final))
+    v = runs.read_rows(leg.run.folder/'speed.csv')
+    cost = dict(images_s=float(np.median(v['images_s'])), waiting=float(np.median(v['waiting'])), memory_mb=float(v['memory_mb'].max())) if v else {}
+    leg.run.update(result={k: float(v[at]) for k, v in m.items()}, cost=cost, steps=t.step, seconds=round(seconds, 1), weights_sha256=state_hash(final))
 
 # %% ../nbs/34_stages.ipynb #52fb0d0a
 def travel(job: Job, leg: Leg, evaluate, finish, stop: Stop, loader: Loader | None = None, extra=None) -> None:
@@ -311,12 +315,13 @@ def travel(job: Job, leg: Leg, evaluate, finish, stop: Stop, loader: Loader | No
     start = leg.after.run.folder/'weights/best.pt' if leg.after else leg.start
     if not leg.state and str(start) != 'none': start_from(d, file_of(str(start)), c, run.say)
     more = extra(run, d, leg.recipe) if extra else None
-    for f, k in (('steps.csv', 'step'), ('metrics.csv', 'judged')): runs.cut_rows(run.folder/f, (leg.state or {}).get(k, 0))
+    for f, k in (('steps.csv', 'step'), ('speed.csv', 'step'), ('metrics.csv', 'judged')): runs.cut_rows(run.folder/f, (leg.state or {}).get(k, 0))
     loader = loader or loader_of(job, leg.recipe, run.log)
-    if not leg.state: batch_picture(next(stream(loader, 0)), job.data.names, run.folder/'plots/batch.png')
+    if not leg.state: first_batches(loader, leg.recipe, job.data.names, run.folder/'plots')
     val = job.data.split('val')
     judge_by = evaluate(val, size=size_of(job.cfg), bs=leg.recipe.bs, workers=c.workers, device=job.dev) if evaluate and val.n_images else None
-    try: t = fit(run, d, loader, leg.recipe, judge_by, job.dev, job.amp, stop, leg.state, extra=more)
+    show = board.tensorboard(run.folder/'events', (leg.state or {}).get('step', 0)) if c.tensorboard else None
+    try: t = fit(run, d, loader, leg.recipe, judge_by, job.dev, job.amp, stop, leg.state, extra=more, show=show)
     finally: loader.close()
     leg_done(leg, t, time.monotonic() - began)
     curves(run)

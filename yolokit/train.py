@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COUNTERS', 'LIMIT', 'fast_bf16', 'precision', 'Training', 'begin', 'halve', 'together', 'state', 'restore', 'frozen',
            'freeze', 'lowered', 'resized', 'losses', 'backward', 'stream', 'worth_by', 'Kept', 'culprit', 'skip',
-           'judge', 'save_weights', 'fit', 'save', 'log', 'batch_picture', 'curves']
+           'judge', 'save_weights', 'fit', 'save', 'log', 'add', 'batch_picture', 'first_batches', 'curves']
 
 # %% ../nbs/33_train.ipynb #0d822915
 import copy, itertools, math, re, time
@@ -16,6 +16,7 @@ import numpy as np, torch
 import torch.nn.functional as F
 from torch import nn
 from . import anchors, images, runs, weights
+from .board import Meter
 from .ground import atomic, progress
 from .loader import Batch, Loader, image_worth
 from .loss import Gains, Loss
@@ -62,6 +63,7 @@ class Training:
     ap: list = field(default_factory=list)  # of each class, as last judged
     drawn: tuple = (-1, ())  # an epoch and the APs that its images are drawn by
     extra: object = None # more losses, see below
+    show: object = None  # told every row
 
 COUNTERS = 'step judged best best_step stale bad sums plateau ap drawn'.split()
 
@@ -228,8 +230,7 @@ def judge(run: Run, t: Training, r: Recipe, per: int, # per: batches an epoch
     if not evaluate or f > t.best: t.best, t.best_step, t.stale = f, t.step, 0
     else: t.stale += 1
     for name in filter(None, ('last', r.alias, t.best_step == t.step and 'best')): save_weights(run.folder/f'weights/{name}.pt', model, **facts)
-    row = dict(step=t.step, epoch=round(batches_done(r, t.step, per)/per, 3), fitness=f, **m)
-    runs.add_row(run.folder/'metrics.csv', row)
+    add(run, t, 'metrics', epoch=round(batches_done(r, t.step, per)/per, 3), fitness=f, **m)
     if evaluate: run.say(f'step {t.step}: ' + ', '.join(f'{k} {m[k]:.3f}' for k in ('AP', 'AP50', 'precision', 'recall') if k in m)
                          + f' in {time.monotonic() - began:.1f} s' + (', the best yet' if t.best_step == t.step else ''))
 
@@ -248,11 +249,13 @@ def fit(run: Run, # its folder gets rows, weights and checkpoints
         rows: int = 10, # steps a row of steps.csv
         save_every: float = 60., # seconds between two checkpoints
         extra=None, # (t, images, maps, targets) -> dict of more losses (), see One batch
+        show=None, # (step, group, dict of numbers): called with every row that is written, see board.tensorboard
        ) -> Training:
     "Train; the weights to use are in weights/best.pt afterwards."
     t, stop = begin(detector, recipe, dev, amp, extra), stop or Stop()
     if state: restore(t, state)
     if hasattr(extra, 'attach'): extra.attach(t.detector)
+    t.show, meter = show, Meter(dev)
     per, sizes = len(loader), shapes(recipe, loader.work.source.size, detector.stride)
     total, seed = total_steps(recipe, per), run.info.get('seed', 0)
     params, kept = [p for p in together(t.detector, extra).parameters() if p.requires_grad], Kept(together(t.detector, extra))
@@ -277,7 +280,7 @@ def fit(run: Run, # its folder gets rows, weights and checkpoints
             # forward, backward
             kept.keep()
             files, parts, (first, fresh, end) = [], {}, span(recipe, t.step, per)
-            for at, batch in enumerate(itertools.islice(batches, end - first), first):
+            for at, batch in enumerate(meter.watch(itertools.islice(batches, end - first)), first):
                 if at == fresh: t.optimizer.zero_grad()
                 got = backward(t, batch, shape_of(at, sizes, seed, per))
                 parts = {k: parts.get(k, 0) + v/(end - first) for k, v in got.items()}
@@ -299,7 +302,7 @@ def fit(run: Run, # its folder gets rows, weights and checkpoints
             t.step += 1
 
             # log
-            log(run, t, bar, parts, norm, lrs['weight'], recipe.bs*(end - first), t.step % rows == 0 or t.step == total)
+            log(run, t, bar, parts, norm, lrs['weight'], meter, t.step % rows == 0 or t.step == total)
 
 # %% ../nbs/33_train.ipynb #2bfaf6a5
 def save(run: Run, t: Training) -> float: # when
@@ -309,18 +312,26 @@ def save(run: Run, t: Training) -> float: # when
     return time.monotonic()
 
 def log(run: Run, t: Training, bar, parts: dict, norm: float, lr: float,
-        images: int, # a step
+        meter: Meter,
         row: bool) -> None: # is it time for one?
-    "Sum up; a row every few steps; move the bar."
+    "Sum up; a row every few steps, what is never the same twice in a file of its own; move the bar."
+    speed = meter.read(row)
     for k, v in {**parts, 'grad_norm': norm, 'n': 1}.items():
         if math.isfinite(v): t.sums[k] = t.sums.get(k, 0) + v
     if row:
         count = t.sums.pop('n', 1)
-        runs.add_row(run.folder/'steps.csv', dict(step=t.step, lr=lr, **{k: t.sums.get(k, math.nan)/count for k in (*parts, 'grad_norm')}))
+        add(run, t, 'steps', lr=lr, **{k: t.sums.get(k, math.nan)/count for k in (*parts, 'grad_norm')})
+        add(run, t, 'speed', **speed)
         t.sums.clear()
-    rate = bar.format_dict.get('rate') or (bar.n - bar.initial)/max(1e-9, bar.format_dict['elapsed'])
-    bar.set_postfix({**{k: f'{v:.3f}' for k, v in parts.items()}, 'lr': f'{lr:.2g}', 'img/s': f'{(rate or 0)*images:.0f}'}, refresh=False)
+    bar.set_postfix({**{k: f'{v:.3f}' for k, v in parts.items()}, 'lr': f'{lr:.2g}', 'img/s': f'{speed["images_s"]:.0f}', 'waiting': f'{speed["waiting"]:.0%}',
+                     'MB': f'{speed["memory_mb"]:.0f}'}, refresh=False)
     bar.update()
+
+def add(run: Run, t: Training, name: str, # of the file, without .csv
+        **row) -> None:
+    "A row of this step for one of the run's tables, and for whoever watches."
+    runs.add_row(run.folder/f'{name}.csv', dict(step=t.step, **row))
+    if t.show: t.show(t.step, name, row)
 
 # %% ../nbs/33_train.ipynb #1c2d39b6
 def batch_picture(batch: Batch, names: list, path, # PNG to write
@@ -336,19 +347,36 @@ def batch_picture(batch: Batch, names: list, path, # PNG to write
     shown += [np.full_like(shown[0], 255)]*(-len(shown) % across)
     images.write(path, np.concatenate([np.concatenate(shown[k:k+across], 1) for k in range(0, len(shown), across)]))
 
+# %% ../nbs/33_train.ipynb #40017c35
+def first_batches(loader: Loader, r: Recipe, names: list, folder, # batch.png, batch2.png, batch3.png
+                  n: int = 3) -> None:
+    "Draw what the training sees first."
+    worth = lambda epoch: image_worth(loader.work.source.truth, np.zeros(len(names)))
+    batches = stream(loader, 0, worth if r.image_weights else None)
+    for k, batch in enumerate(itertools.islice(batches, n), 1): batch_picture(batch, names, Path(folder)/f'batch{k if k > 1 else ""}.png')
+    batches.close()
+
 # %% ../nbs/33_train.ipynb #d85d27e7
 def curves(run: Run) -> Path: # plots/curves.png
-    "Losses, what judging found, the learning rate."
+    "Losses, what judging found, the learning rate, what it costs."
     from matplotlib.figure import Figure
-    s, m = runs.read_rows(run.folder/'steps.csv'), runs.read_rows(run.folder/'metrics.csv')
-    fig = Figure(figsize=(9, 2.6), dpi=90)
-    a, b, c = fig.subplots(1, 3)
+    s, m, v = (runs.read_rows(run.folder/f'{k}.csv') for k in ('steps', 'metrics', 'speed'))
+    fig = Figure(figsize=(11.5, 2.6), dpi=90)
+    a, b, c, d = fig.subplots(1, 4)
     for k in ('box', 'obj', 'cls'):
         if k in s: a.semilogy(s['step'], s[k], label=k, lw=1)
     for k in ('AP50', 'AP', 'precision', 'recall'):
         if k in m: b.plot(m['step'], m[k], '.-' if k.startswith('AP') else ':', label=k, lw=1)
     if 'lr' in s: c.plot(s['step'], s['lr'], lw=1)
-    for ax, title in ((a, 'loss'), (b, 'judged'), (c, 'learning rate')):
+    if v:
+        d.plot(v['step'], v['images_s'], lw=1, label=f'images/s, {v["memory_mb"].max()/1e3:.1f} GB at most')
+        d.set_ylim(0)
+        e = d.twinx()
+        e.fill_between(v['step'], 100*v['waiting'], color='tab:orange', alpha=.3, lw=0)
+        e.set_ylim(0, 100)
+        e.tick_params(labelsize=7)
+        e.set_ylabel('waiting for data, %', fontsize=7)
+    for ax, title in ((a, 'loss'), (b, 'judged'), (c, 'learning rate'), (d, 'speed')):
         ax.set_title(title, fontsize=9)
         ax.set_xlabel('step', fontsize=8)
         ax.tick_params(labelsize=7)
