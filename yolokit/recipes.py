@@ -30,7 +30,8 @@ class Recipe:
     source: str = ''            # where the numbers come from
     epochs: float = 0.          # walks through the data, or through a part of it; fractions are allowed
     steps: int = 0              # optimizer steps; goes before epochs
-    bs: int = 16                # images in memory at once
+    bs: int = 16                # images in memory at once, of all processes together
+    virtual: int = 0            # each batch is cut among so many virtual ranks: the same bits on any number of processes; 0: ordinary
     nominal: int = 0            # images a step: gradients of nominal/bs batches are summed; 0: bs
     optimizer: str = 'sgd'      # 'sgd' (nesterov), 'heavy' (Darknet's), 'adam' or 'adamw'
     lr0: float = .01            # learning rate after the warm-up

@@ -4,25 +4,29 @@
 
 # %% auto #0
 __all__ = ['COUNTERS', 'LIMIT', 'fast_bf16', 'precision', 'Training', 'begin', 'halve', 'together', 'state', 'restore', 'frozen',
-           'freeze', 'lowered', 'resized', 'losses', 'backward', 'stream', 'worth_by', 'Kept', 'culprit', 'skip',
-           'judge', 'save_weights', 'fit', 'save', 'log', 'add', 'batch_picture', 'first_batches', 'curves']
+           'freeze', 'lowered', 'resized', 'losses', 'backward', 'gradients', 'own_draws', 'stream', 'worth_by',
+           'Whole', 'spread', 'statistics', 'mean_statistics', 'put', 'virtual_gradients', 'settle', 'suspects',
+           'can_start', 'Kept', 'culprit', 'skip', 'judge', 'save_weights', 'fit', 'save', 'log', 'add',
+           'batch_picture', 'first_batches', 'curves']
 
-# %% ../nbs/33_train.ipynb #0d822915
-import copy, itertools, math, re, time
+# %% ../nbs/33_train.ipynb #aa029d4a
+import copy, inspect, itertools, math, re, time
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
 from torch import nn
-from . import anchors, images, runs, weights
+from . import anchors, images, ranks, runs, weights
 from .board import Meter
-from .ground import atomic, progress
-from .loader import Batch, Loader, image_worth
+from .ground import atomic, progress, rng
+from .loader import Batch, Loader, LoaderError, image_worth
 from .loss import Gains, Loss
 from .model import Detector, read_head, state_hash
 from .optim import EMA, decay, groups, optimizer, plateau, set_rates
 from .recipes import RECIPES, Recipe, TrainError, batches_a_step, batches_done, due, fitness, quirks, rates, shape_of, shapes, span, total_steps
+from .ranks import Sum, Team
 from .runs import Run, Stop, Stopped
 
 # %% ../nbs/33_train.ipynb #442f1658
@@ -64,6 +68,9 @@ class Training:
     drawn: tuple = (-1, ())  # an epoch and the APs that its images are drawn by
     extra: object = None # more losses, see below
     show: object = None  # told every row
+    team: Team = Team() # the processes that train together
+    virtual: int = 0    # virtual ranks, of the recipe
+    spread: nn.Module | None = None # `losses` inside DDP, where there are several processes
 
 COUNTERS = 'step judged best best_step stale bad sums plateau ap drawn'.split()
 
@@ -156,9 +163,29 @@ def losses(t: Training, batch: Batch, size: tuple | None = None): # -> () total,
 
 def backward(t: Training, batch: Batch, size: tuple | None = None) -> dict: # box, obj, cls; the gradients are added up in the parameters
     "Forward and backward."
-    loss, parts = losses(t, batch, size)
+    loss, parts = (t.spread or partial(losses, t))(batch, size)
     t.scaler.scale(loss).backward()
     return parts
+
+def gradients(t: Training, batches, # of the step
+              plan: list, # of the step's batches: size, and whether the gradients start anew
+              kept: 'Kept', seed: int) -> tuple: # dict of losses (), files; of this process
+    "The gradients of a step, summed over all processes, in the parameters."
+    data = zip(batches, plan)
+    if t.virtual: return virtual_gradients(t, list(data), kept, seed)
+    own_draws(seed, t.step, t.team.rank)
+    parts, files = {}, []
+    for k, (batch, (size, fresh)) in enumerate(data, 1):
+        if fresh: t.optimizer.zero_grad()
+        with t.spread.no_sync() if t.spread and k < len(plan) else nullcontext(): got = backward(t, batch, size)
+        parts = {k: parts.get(k, 0) + v/len(plan) for k, v in got.items()}
+        files += batch.files
+    mean_statistics(t)
+    return parts, files
+
+def own_draws(seed: int, step: int, rank: int) -> None:
+    "What torch draws by itself, for dropout, depends on the step and the rank, and on nothing before."
+    torch.manual_seed(int(rng(seed, rank, step, stream=33).integers(2**63)))
 
 def stream(loader: Loader, n: int, # batches that are over
            worth=None): # epoch -> what each image is worth in it
@@ -177,6 +204,85 @@ def worth_by(t: Training, loader: Loader): # -> a function of the epoch
         if t.drawn[0] != epoch: t.drawn = epoch, tuple(t.ap)
         return image_worth(truth, np.array(t.drawn[1] or [0.]*nc))
     return worth
+
+# %% ../nbs/33_train.ipynb #ee6825fe
+class Whole(nn.Module):
+    "What DDP is put around: all that is trained, with `losses` as its forward pass."
+    def __init__(self, t: Training):
+        super().__init__()
+        self.all, self.losses, self.world = together(t.detector, t.extra), partial(losses, t), t.team.world
+    def forward(self, batch, size):
+        loss, parts = self.losses(batch, size)
+        return loss*self.world, parts          # DDP takes the mean over the processes, the loss is a sum over images
+
+def spread(t: Training, static: bool, # is every step of one batch?
+          ) -> None:
+    "Let several processes add up their gradients, unless virtual ranks do it."
+    if t.team.alone or t.virtual: return
+    DDP = nn.parallel.DistributedDataParallel
+    # mean_statistics does it better; torch 2.15 has a new name for it
+    no_buffers = [k for k in ('forward_sync_buffers', 'broadcast_buffers') if k in inspect.signature(DDP).parameters][:1]
+    t.spread = DDP(Whole(t), [t.dev.index] if t.dev.type == 'cuda' else None, gradient_as_bucket_view=True,
+                   static_graph=static, **dict.fromkeys(no_buffers, False))  # no_sync and a static graph do not go together
+
+def statistics(t: Training) -> list: # of tensors
+    "The running statistics that this training changes."
+    bns = [m for m in together(t.detector, t.extra).modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training and m.track_running_stats]
+    return [b for m in bns for b in (m.running_mean, m.running_var)]
+
+def mean_statistics(t: Training) -> None:
+    "After a step every process has the same statistics: the mean of all."
+    stats = statistics(t)
+    if not t.team.alone and stats: put(t.team.total(torch.cat([b.flatten() for b in stats]))/t.team.world, stats)
+
+def put(flat: torch.Tensor, tensors: list) -> None: # flat: (n,)
+    "The numbers of a vector, into tensors of their own shapes."
+    for x, v in zip(tensors, flat.split([x.numel() for x in tensors])): x.copy_(v.view(x.shape))
+
+# %% ../nbs/33_train.ipynb #0f81c9c8
+def virtual_gradients(t: Training, data: list, kept: 'Kept', seed: int): # data: (batch, (size, fresh)), this process's part of each batch
+    "The same on virtual ranks: the gradients, statistics and losses of any number of processes, bit by bit."
+    params, stats, total = [p for p in together(t.detector, t.extra).parameters() if p.requires_grad], statistics(t), Sum()
+    mine = t.virtual//t.team.world
+    for v in range(mine):
+        kept.back()
+        own_draws(seed, t.step, t.team.rank*mine + v)
+        parts = {}
+        for batch, (size, fresh) in data:
+            if fresh: t.optimizer.zero_grad()
+            parts = {k: parts.get(k, 0) + x/len(data) for k, x in backward(t, batch.part(v, mine), size).items()}
+        grads = [p.grad for p in params if p.grad is not None]
+        total.add(torch.cat([x.flatten() for x in (*grads, *stats, *parts.values())]))
+    flat, n = t.team.total(total.value), sum(g.numel() for g in grads)
+    flat[n:] /= t.virtual                                  # gradients are summed, the rest are means
+    parts = {k: x.clone() for k, x in parts.items()}
+    put(flat, [*grads, *stats, *parts.values()])
+    return parts, [f for b, _ in data for f in b.files]
+
+# %% ../nbs/33_train.ipynb #8c91313c
+def settle(t: Training, own: dict, # this process's losses
+           norm: torch.Tensor, # of the gradient, the same everywhere
+           why: str, old: bool, # was this process told to stop? is it time to save?
+          ) -> tuple: # losses, norm, why, old: of all
+    "What all processes found and want; the only time that the device is waited for."
+    x = torch.stack([*own.values(), norm])
+    if t.team.alone: rows = [x.tolist() + [bool(why), old]]
+    else: rows = t.team.agree(torch.cat([x, x.new_tensor([bool(why), old])])).tolist()
+    heard = rows[:1] if t.virtual else rows                # virtual ranks have the mean already
+    parts = {k: sum(r[i] for r in heard)/len(heard) for i, k in enumerate(own)}
+    told = [k for k, r in enumerate(rows) if r[-2]]
+    return parts, rows[0][len(own)], why or (f'a signal to process {told[0]}' if told else ''), bool(rows[0][-1])
+
+def suspects(t: Training, own: dict, files: list) -> list:
+    "Files of the processes whose own losses are not finite; of all, where it is none's."
+    if t.team.alone: return files
+    found = t.team.gather([] if all(math.isfinite(v.item()) for v in own.values()) else files)
+    return sum(found, []) or sum(t.team.gather(files), [])
+
+def can_start(r: Recipe, team: Team, n: int) -> None: # n: images there are
+    "An error where a batch cannot be dealt out."
+    ranks.check(r.bs, r.virtual, team.world)
+    if r.virtual and n < r.bs: raise LoaderError(f'{n} images are less than one batch (bs={r.bs}): too few for virtual={r.virtual}')
 
 # %% ../nbs/33_train.ipynb #9dc094b8
 class Kept:
@@ -214,21 +320,24 @@ def skip(run: Run, t: Training, kept: Kept,
 # %% ../nbs/33_train.ipynb #7dffffdf
 def judge(run: Run, t: Training, r: Recipe, per: int, # per: batches an epoch
           evaluate=None, # detector -> dict
-          stop: Stop | None = None):
+          stop: Stop = Stop()):
     "Judge the average of the weights, keep it as last.pt and, where it is the best yet, as best.pt."
     model = t.ema.model.eval()
-    if stop: stop.at_once = True   # nothing is lost: the checkpoint is written before, judging is done again
     began = time.monotonic()
-    m = dict(evaluate(model)) if evaluate else {}
-    if stop: stop.at_once = False
+    def look():
+        stop.at_once = True   # nothing is lost: the checkpoint is written before, judging is done again
+        try: return {k: v for k, v in evaluate(model).items() if k == 'per_class' or isinstance(v, (int, float, np.number))}
+        finally: stop.at_once = False
+    m = t.team.share(look) if evaluate else {}
     # a class that cannot be judged (-1) is drawn as if nothing of it were found
     t.ap = [min(1., max(0., float(m['per_class'].get(k, 0.)))) for k in t.detector.names] if 'per_class' in m else []
-    m = {k: float(v) for k, v in m.items() if isinstance(v, (int, float, np.number))}
+    m = {k: float(v) for k, v in m.items() if k != 'per_class'}
     t.judged, f = t.step, fitness(m, r)
     if r.schedule == 'plateau' and evaluate: t.plateau = plateau(t.plateau, f, r.plateau, r.plateau_patience)
     facts = dict(step=t.step, fitness=f, metrics=m)
     if not evaluate or f > t.best: t.best, t.best_step, t.stale = f, t.step, 0
     else: t.stale += 1
+    if not t.team.first: return
     for name in filter(None, ('last', r.alias, t.best_step == t.step and 'best')): save_weights(run.folder/f'weights/{name}.pt', model, **facts)
     add(run, t, 'metrics', epoch=round(batches_done(r, t.step, per)/per, 3), fitness=f, **m)
     if evaluate: run.say(f'step {t.step}: ' + ', '.join(f'{k} {m[k]:.3f}' for k in ('AP', 'AP50', 'precision', 'recall') if k in m)
@@ -250,22 +359,27 @@ def fit(run: Run, # its folder gets rows, weights and checkpoints
         save_every: float = 60., # seconds between two checkpoints
         extra=None, # (t, images, maps, targets) -> dict of more losses (), see One batch
         show=None, # (step, group, dict of numbers): called with every row that is written, see board.tensorboard
+        team: Team = Team(), # the processes that train together; each has its share in its loader
        ) -> Training:
     "Train; the weights to use are in weights/best.pt afterwards."
+    can_start(recipe, team, loader.n)
     t, stop = begin(detector, recipe, dev, amp, extra), stop or Stop()
+    t.team, t.virtual = team, recipe.virtual
     if state: restore(t, state)
     if hasattr(extra, 'attach'): extra.attach(t.detector)
+    spread(t, batches_a_step(recipe) == 1)
     t.show, meter = show, Meter(dev)
     per, sizes = len(loader), shapes(recipe, loader.work.source.size, detector.stride)
     total, seed = total_steps(recipe, per), run.info.get('seed', 0)
     params, kept = [p for p in together(t.detector, extra).parameters() if p.requires_grad], Kept(together(t.detector, extra))
     batches, saved = stream(loader, batches_done(recipe, t.step, per), worth_by(t, loader) if recipe.image_weights else None), time.monotonic()
-    with torch.random.fork_rng(devices=[dev] if dev.type == 'cuda' else []), progress(total=total, initial=t.step, desc=run.name, log=run.log, unit='step') as bar:
+    shown, why, old = progress(total=total, initial=t.step, desc=run.name, log=run.log, unit='step') if team.first else nullcontext(), '', False
+    with torch.random.fork_rng(devices=[dev] if dev.type == 'cuda' else []), shown as bar:
         while True:
             # judge, save, stop: between two steps
-            judging, why = due(t.step, recipe, per) and t.judged < t.step, stop.why
-            if judging or why or time.monotonic() - saved > save_every:
-                saved = save(run, t)
+            judging = due(t.step, recipe, per) and t.judged < t.step
+            if team.alone: why, old = stop.why, time.monotonic() - saved > save_every
+            if judging or why or old: saved = save(run, t)
             if why: raise Stopped(f'stopped by {why} after step {t.step} of {total}')
             if judging:
                 judge(run, t, recipe, per, evaluate, stop)
@@ -273,31 +387,25 @@ def fit(run: Run, # its folder gets rows, weights and checkpoints
             if t.step >= total or recipe.patience and t.stale >= recipe.patience: return t
 
             # learning rate
-            torch.manual_seed(((seed << 32) + t.step) % 2**63)
             lrs, momentum = rates(recipe, t.step, per, t.plateau[0])
             set_rates(t.optimizer, lrs, momentum)
 
             # forward, backward
             kept.keep()
-            files, parts, (first, fresh, end) = [], {}, span(recipe, t.step, per)
-            for at, batch in enumerate(meter.watch(itertools.islice(batches, end - first)), first):
-                if at == fresh: t.optimizer.zero_grad()
-                got = backward(t, batch, shape_of(at, sizes, seed, per))
-                parts = {k: parts.get(k, 0) + v/(end - first) for k, v in got.items()}
-                files += batch.files
+            first, fresh, end = span(recipe, t.step, per)
+            own, files = gradients(t, meter.watch(itertools.islice(batches, end - first)), [(shape_of(at, sizes, seed, per), at == fresh) for at in range(first, end)], kept, seed)
 
             # clip; unscaled first, or the limit would be on the scaled gradient
             t.scaler.unscale_(t.optimizer)
             norm = nn.utils.clip_grad_norm_(params, recipe.clip or math.inf)
 
-            # step, or none of it; the only time that the device is waited for
-            *values, norm = torch.stack([*parts.values(), norm]).tolist()
-            parts = dict(zip(parts, values))
-            if all(map(math.isfinite, [*values, norm])):
+            # step, or none of it: whatever all processes say
+            parts, norm, why, old = settle(t, own, norm, '' if team.alone else stop.why, time.monotonic() - saved > save_every)
+            if all(map(math.isfinite, [*parts.values(), norm])):
                 t.scaler.step(t.optimizer)
                 t.ema.update(t.detector)
                 t.bad = 0
-            else: skip(run, t, kept, parts, files)
+            else: skip(run, t, kept, parts, suspects(t, own, files))
             t.scaler.update()
             t.step += 1
 
@@ -307,7 +415,8 @@ def fit(run: Run, # its folder gets rows, weights and checkpoints
 # %% ../nbs/33_train.ipynb #2bfaf6a5
 def save(run: Run, t: Training) -> float: # when
     "Write a checkpoint; a disk that is full costs this one, not the training and not the one before."
-    try: runs.save_checkpoint(run.folder/'checkpoint', state(t), t.step)
+    try:
+        if t.team.first: runs.save_checkpoint(run.folder/'checkpoint', state(t), t.step)
     except OSError as e: run.say(f'checkpoint of step {t.step} could not be written ({e}); the one before it is still good')
     return time.monotonic()
 
@@ -315,7 +424,10 @@ def log(run: Run, t: Training, bar, parts: dict, norm: float, lr: float,
         meter: Meter,
         row: bool) -> None: # is it time for one?
     "Sum up; a row every few steps, what is never the same twice in a file of its own; move the bar."
+    if not t.team.first: return
     speed = meter.read(row)
+    speed['images_s'] *= t.team.world
+    speed['images_s'] *= t.team.world
     for k, v in {**parts, 'grad_norm': norm, 'n': 1}.items():
         if math.isfinite(v): t.sums[k] = t.sums.get(k, 0) + v
     if row:
