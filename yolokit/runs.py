@@ -158,6 +158,7 @@ class Run:
     "A run folder that is open: `folder`, and `info`, the content of its run.json."
     folder: Path
     info: dict = field(default_factory=dict)
+    quiet: bool = False # of a process that helps another one: it says and writes nothing
 
     @property
     def name(self): return self.folder.name
@@ -165,10 +166,11 @@ class Run:
     def config(self): return self.info.get('config', {})
     @property
     def log(self): return self.folder/'log.txt'
-    def say(self, text): say(text, self.log)
+    def say(self, text): self.quiet or say(text, self.log)
     def update(self, **facts):
         "Put facts into run.json, whole or not at all."
         self.info |= plain(facts)
+        if self.quiet: return self
         with atomic(self.folder/'run.json') as p: p.write_text(json.dumps(self.info, indent=1, ensure_ascii=False), encoding='utf-8')
         return self
 
