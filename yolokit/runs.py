@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ConfigError', 'coerce', 'collect', 'DeviceError', 'nvidia', 'device', 'versions', 'machine', 'cores', 'git_state',
            'exact', 'RunError', 'runs_folder', 'plain', 'Run', 'new_run', 'open_run', 'all_runs', 'find', 'cell',
-           'add_row', 'read_rows', 'cut_rows', 'save_checkpoint', 'load_checkpoint', 'Stopped', 'Stop', 'watch_parent',
-           'hold_poller', 'stoppable', 'note', 'code', 'picture', 'table', 'facts', 'report']
+           'add_row', 'read_rows', 'cut_rows', 'save_checkpoint', 'load_checkpoint', 'content', 'Stopped', 'Stop',
+           'watch_parent', 'hold_poller', 'stoppable', 'note', 'code', 'picture', 'table', 'facts', 'report']
 
 # %% ../nbs/32_runs.ipynb #5fb7a567
 import csv, dataclasses, difflib, hashlib, importlib.metadata, io, json, math, os, platform, re, signal, socket, subprocess
@@ -297,6 +297,21 @@ def load_checkpoint(folder, # checkpoint/ of a run
             else: return torch.load(path, map_location='cpu', weights_only=True)
         except (OSError, UnicodeDecodeError) as e: why = str(e)
         tell(f'checkpoint {path.name} is passed over: {why}')
+
+# %% ../nbs/32_runs.ipynb #80d8e0ab
+def content(x, h=None) -> str: # nested dicts, lists, tensors, plain values -> 64 hex digits
+    "sha256 of what a checkpoint holds, whatever file it came from."
+    top, h = h is None, h or hashlib.sha256()
+    if isinstance(x, dict):
+        for k, v in x.items(): h.update(f'{k!r}:'.encode()); content(v, h)
+    elif isinstance(x, (list, tuple)):
+        h.update(f'[{len(x)}'.encode())
+        for v in x: content(v, h)
+    elif torch.is_tensor(x):
+        h.update(f'{x.dtype} {tuple(x.shape)}'.encode())
+        h.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    else: h.update(f'{x!r};'.encode())
+    return h.hexdigest() if top else ''
 
 # %% ../nbs/32_runs.ipynb #37293330
 class Stopped(KeyboardInterrupt):

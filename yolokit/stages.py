@@ -24,7 +24,7 @@ from .model import Detector, state_hash
 from .recipes import RECIPES, Recipe, TrainError, as_learnt, batches_a_step, batches_done, due, quirks, total_steps
 from .runs import Run, RunError, Stop
 from .table import Table
-from .train import Training, begin, curves, first_batches, fit, losses, precision, stream
+from .train import Training, begin, curves, first_batches, fit, losses, precision, starved, stream
 
 # %% ../nbs/34_stages.ipynb #2266a298
 STAGES = {'baseline': '', 'finetune': 'baseline'}  # a stage and the one it starts from
@@ -237,22 +237,27 @@ def size_of(cfg: Cfg) -> tuple: # (w, h)
     return cfg.net.int('width', 416), cfg.net.int('height', 416)
 
 def probe(detector: Detector, loader: Loader, r: Recipe, dev: torch.device, amp: str,
-          steps: int = 3) -> float: # seconds an image
+          steps: int = 3) -> float: # seconds an image; nan where there is not enough memory for a trial
     "Time of a few steps on a copy; the first one, which also starts the loader's processes, does not count."
     t, times, batches = begin(copy.deepcopy(detector), r, dev, amp), [], stream(loader, 0)
     with torch.random.fork_rng(devices=[]):
-        for batch in itertools.islice(batches, steps + 1):
-            losses(t, batch)[0].backward()
-            t.optimizer.step()
-            t.optimizer.zero_grad()
-            if dev.type == 'cuda': torch.cuda.synchronize()
-            times.append(time.monotonic())
-    batches.close()
+        try:
+            for batch in itertools.islice(batches, steps + 1):
+                losses(t, batch)[0].backward()
+                t.optimizer.step()
+                t.optimizer.zero_grad()
+                if dev.type == 'cuda': torch.cuda.synchronize()
+                times.append(time.monotonic())
+        except Exception as e:
+            if not starved(e): raise
+            return math.nan  # the training itself knows what to do about it
+        finally: batches.close()
     return float(np.median(np.diff(times)))/len(batch)
 
 # %% ../nbs/34_stages.ipynb #f9eda1a0
 def minutes(s: float) -> str: # seconds
     "A duration as one says it."
+    if math.isnan(s): return 'an unknown time (the trial ran out of memory)'
     if s < 90: return f'{max(1, round(s))} s'
     return f'{s/60:.0f} min' if s < 5400 else f'{s/3600:.1f} h'
 
