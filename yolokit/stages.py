@@ -236,6 +236,7 @@ def size_of(cfg: Cfg) -> tuple: # (w, h)
     "Size of the network's input."
     return cfg.net.int('width', 416), cfg.net.int('height', 416)
 
+# %% ../nbs/34_stages.ipynb #7f8773b1
 def probe(detector: Detector, loader: Loader, r: Recipe, dev: torch.device, amp: str,
           steps: int = 3) -> float: # seconds an image; nan where there is not enough memory for a trial
     "Time of a few steps on a copy; the first one, which also starts the loader's processes, does not count."
