@@ -4,13 +4,15 @@
 
 CPU time, not wall time, and the median of several turns taken alternately: the machine may be busy, ratios hold.
 """
-import os, statistics, sys, tempfile, time
-from contextlib import nullcontext
+import gc, io, json, os, statistics, sys, tempfile, time
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 import numpy as np, torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-from yolokit import datasets, evaluate, ground, weights, zoo
+from yolokit import datasets, evaluate, formats, ground, weights, zoo
 from yolokit import certainty, errors, match
 from yolokit.augment import Augment
 from yolokit.detect import decoded, nms, ready, rows_of
@@ -86,6 +88,47 @@ def judging():
     line('500 images, matching at ten thresholds; 300 draws', turns(1, match=lambda: match.match(truth, found), interval=lambda: certainty.interval(truth, found, 300), errors=lambda: errors.costs(errors.errors(truth, found))))
 
 
+def evaluation():
+    "Both files read, checked and judged; three turns, each evaluator once in each."
+    rng, n, per = ground.rng(3), 5000, 100
+    share = 1/np.arange(1, 81)
+    box = lambda m: np.stack([rng.uniform(0, 500, m), rng.uniform(0, 350, m), rng.uniform(8, 140, m), rng.uniform(8, 130, m)], 1)
+    image = np.sort(rng.integers(0, n, 36_893))
+    cls, truth, start = rng.choice(80, len(image), p=share/share.sum()), box(len(image)).round(2), np.searchsorted(image, np.arange(n + 1))
+    at = np.repeat(np.arange(n), per)
+    near, hit = (start[at] + rng.random(n*per)*(start[at + 1] - start[at])).astype(int).clip(max=len(image) - 1), (rng.random(n*per) < .2) & (start[at + 1] > start[at])
+    found = np.where(hit[:, None], truth[near] + rng.normal(0, 5, (n*per, 4)).clip(-7, 7), box(n*per)).round(2)
+    kind, score = np.where(hit, cls[near], rng.choice(80, n*per, p=share/share.sum())), np.where(hit, rng.uniform(.1, 1, n*per), rng.uniform(.001, .7, n*per)).clip(.00001).round(5)
+    gt = dict(images=[dict(id=i + 1, file_name=f'{i + 1:012d}.jpg', width=640, height=480) for i in range(n)], categories=[dict(id=k + 1, name=f'class {k}') for k in range(80)],
+              annotations=[dict(id=k + 1, image_id=i + 1, category_id=c + 1, bbox=b, area=b[2]*b[3], iscrowd=0) for k, (i, c, b) in enumerate(zip(image.tolist(), cls.tolist(), truth.tolist()))])
+    dt = [dict(image_id=i + 1, category_id=c + 1, bbox=b, score=s) for i, c, b, s in zip(at.tolist(), kind.tolist(), found.tolist(), score.tolist())]
+    with tempfile.TemporaryDirectory() as d:
+        files = Path(d)/'truth.json', Path(d)/'found.json'
+        for f, rows in zip(files, (gt, dt)): f.write_text(json.dumps(rows))
+        del gt, dt, rows
+        numbers = {}
+        def reference():
+            with redirect_stdout(io.StringIO()):
+                t = COCO(files[0])
+                e = COCOeval(t, t.loadRes(str(files[1])), 'bbox')
+                e.evaluate(); e.accumulate(); e.summarize()
+            numbers['pycocotools'] = e.stats[:12].tolist()
+        def ours(backend):
+            t = formats.read_truth(files[0])
+            numbers[backend] = list(evaluate.coco(t, evaluate.results(files[1], t, backend == 'ultrafast-pycocotools'), backend).numbers.values())
+        took = {b: [] for b in ('pycocotools', *evaluate.BACKENDS[::2])}
+        for b in evaluate.BACKENDS: evaluate.backend_classes(b)
+        for _ in range(3):
+            for b in took:
+                began = time.process_time()
+                reference() if b == 'pycocotools' else ours(b)
+                took[b].append(time.process_time() - began)
+                gc.collect()
+    got = {b: statistics.median(v) for b, v in took.items()}
+    print(f'5,000 images, 500,000 detections, {len(image):,} truths, 80 classes, json to numbers: ' + '   '.join(f'{b} {v:.2f} s (×{got["pycocotools"]/v:.1f} faster)' for b, v in got.items())
+          + f'; largest difference {np.ptp(list(numbers.values()), axis=0).max():.1e}, AP {numbers["pycocotools"][0]:.3f}', flush=True)
+
+
 def reading():
     with tempfile.TemporaryDirectory() as folder:
         path, d = Path(folder)/'yolov4.weights', Detector(zoo.build('yolov4'))
@@ -103,7 +146,7 @@ def looking():
     line('yolov5n 640, rows of an image', turns(3, **{'as it is': some(lambda: decoded(d, x)), 'ready': some(lambda: rows_of(quick, inner, 'float32', .001)), 'bf16': some(lambda: rows_of(quick, inner, 'bfloat16', .001))}), each=4)
 
 
-PARTS = {f.__name__: f for f in (training, loading, reading, suppression, looking, judging)}
+PARTS = {f.__name__: f for f in (training, loading, reading, suppression, looking, judging, evaluation)}
 
 
 if __name__ == '__main__':

@@ -148,7 +148,7 @@ def test_nothing_to_learn_from(tmp_path):
 def test_without_links_pictures_are_copied(tmp_path, monkeypatch):
     raw(tmp_path/'raw', 3)
     def refuse(*a, **k): raise OSError('no links here')
-    monkeypatch.setattr(Path, 'symlink_to', refuse)
+    monkeypatch.setattr(os, 'symlink', refuse)
     p = prepare(tmp_path/'raw', tmp_path/'out')
     assert p.table.n_images == 3 and not any(q.is_symlink() for q in (tmp_path/'out').rglob('*'))
 

@@ -400,3 +400,36 @@ def test_coco_s_own_layout_is_known(tmp_path):
         categories=[dict(id=3, name='car')], annotations=[dict(id=1, image_id=1, category_id=3, bbox=[1, 1, 2, 2])])))
     t = read(tmp_path)
     assert (formats.detect(tmp_path), len(t), t.images['split'][0], bool(t.images['path'][0])) == ('coco', 1, 'train', True)
+
+
+def truth_of(path, reader):
+    "A table's columns, or the error's words."
+    try: t = reader(path)
+    except ValueError as e: return f'{type(e).__name__}: {e}'
+    return ({k: v.tolist() for k, v in t.images.items() if k not in ('source', 'place')}, {k: [str(x) if x != x else x for x in v.tolist()] for k, v in t.boxes.items() if k != 'slot'},
+            {k: (v.dtype, len(v)) for k, v in t.boxes.items() if k != 'slot'}, t.names, list(t.category_ids))
+
+
+def test_a_truth_to_judge_by_is_read_alike(tmp_path, monkeypatch):
+    "The quick reader against the full one: real files, odd records, damaged bytes; with the parser of the extra and without."
+    if d := shared():
+        for p in sorted(d.glob('data/*/**/*.json')):
+            if p.stat().st_size < 6e6 and b'"categories"' in p.read_bytes(): assert truth_of(p, formats.read_truth) == truth_of(p, formats.read), p.name
+    plain = dict(images=[dict(id=i, file_name=f'{i}.jpg', width=9, height=8) for i in (3, 1)], categories=[dict(id=2, name='a'), dict(id=1, name='b')],
+                 annotations=[dict(id=i, image_id=(3, 1)[i % 2], category_id=1 + i % 2, bbox=[1, 2.5, i, 4], area=3.5 + i, iscrowd=i % 2) for i in range(4)])
+    odd = [dict(id='x'), dict(id=0), dict(id=True), dict(id=None), dict(id=2.), dict(image_id=9), dict(image_id='3'), dict(image_id=3.), dict(category_id=9), dict(category_id=None), dict(bbox=[1, 2, 3]), dict(bbox=[1, 2, 3, '4']), dict(bbox=None),
+           dict(bbox=[1, 2, 3, True]), dict(bbox='1234'), dict(bbox=[1e308, 0, 1e308, 1]), dict(bbox=[10**400, 0, 1, 1]), dict(bbox=[float('nan'), 0, 1, 1]), dict(area=None), dict(area='5'), dict(area=10**20), dict(iscrowd=2), dict(iscrowd=True), dict(iscrowd=None), dict(score=.5), dict(segmentation=[[1, 2, 3, 4]])]
+    cases = [json.dumps(plain)] + [json.dumps(plain | dict(annotations=plain['annotations'][:3] + [plain['annotations'][3] | o])) for o in odd]
+    cases += [json.dumps(plain | o) for o in (dict(annotations=None), dict(annotations=[]), dict(annotations=[1]), dict(annotations={}), dict(images=[]), dict(images=None), dict(categories=[]), dict(categories=[dict(id=1, name='a')]*2),
+                                              dict(images=[plain['images'][0]]*2), dict(images=[dict(id=3, file_name='../a.jpg'), dict(id=1, file_name='b.jpg', split='val')]), dict(categories=[dict(id=1, name='\ud800')]*2))]
+    cases += [json.dumps({k: v for k, v in plain.items() if k != gone}) for gone in plain] + [json.dumps([]), '', json.dumps(plain) + '}', '\ufeff' + json.dumps(plain), json.dumps(plain).replace('"id": 2', '"id": 2, "id": 7'),
+              json.dumps(plain | dict(annotations=[{k: v for k, v in a.items() if k != 'iscrowd'} for a in plain['annotations']]))]
+    rng, base = np.random.default_rng(0), cases[0].encode()
+    flipped = [bytes(b if i not in at else rng.choice(np.frombuffer(b'0179.-e"\\,:[]{}n \xff', np.uint8)) for i, b in enumerate(base)) for at in ({int(i) for i in rng.integers(0, len(base), 2)} for _ in range(150))]
+    for k, text in enumerate([*(c.encode('utf-8', 'surrogatepass') for c in cases), *flipped]):
+        (tmp_path/'t.json').write_bytes(text)
+        want = truth_of(tmp_path/'t.json', formats.read)
+        assert truth_of(tmp_path/'t.json', formats.read_truth) == want, (k, text[-600:])
+        with monkeypatch.context() as m:
+            m.setattr(formats, 'import_module', lambda name: None)
+            assert truth_of(tmp_path/'t.json', formats.read_truth) == want, (k, text[-600:])

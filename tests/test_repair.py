@@ -1,7 +1,8 @@
 "Findings, plans, journals: recall and precision on planted faults, exact undo, real data, wild input, speed."
 import json, time
-import numpy as np, pytest
-from yolokit import formats, repair
+from pathlib import Path
+import cv2, numpy as np, pytest
+from yolokit import checks, formats, repair
 from yolokit.boxes import iou_aligned
 from yolokit.ground import rng, shared
 from yolokit.table import make
@@ -327,3 +328,25 @@ def test_prepare_obeys_a_file_of_decisions(tmp_path):
     assert before.info['repair']['asked'] == 1 and after.info['repair'] | dict(found=0) == dict(found=0, changed=1, asked=0)
     assert max(after.table.boxes['x1']) == 60
     with pytest.raises(repair.RepairError, match='cannot be opened'): datasets.prepare(tmp_path/'raw', tmp_path/'out', decisions='nowhere.json')
+
+
+def test_a_plain_jpeg_is_told_as_pillow_tells_it(tmp_path, monkeypatch):
+    "The quick look at a JPEG's header against Pillow's, over damaged headers."
+    rng, pic = np.random.default_rng(0), np.random.default_rng(1).integers(0, 255, (40, 30, 3), dtype=np.uint8)
+    whole = [cv2.imencode('.jpg', p, how)[1].tobytes() for p in (pic, pic[..., 0]) for how in ([], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])]
+    def both(path):
+        quick = checks.look(path)
+        with monkeypatch.context() as m:
+            m.setattr(checks, 'plain_jpeg', lambda head: None)
+            return quick, checks.look(path)
+    path, told = str(tmp_path/'a.jpg'), []
+    for i in range(400):
+        data = bytearray(whole[i % 4])
+        for _ in range(i // 4 % 4): data[rng.integers(2, 640)] = rng.integers(0, 256)
+        if i % 7 == 6: data = data[:rng.integers(1, len(data))] + b'\xff\xd9'
+        Path(path).write_bytes(data)
+        quick, slow = both(path)
+        assert quick == slow, (i, quick, slow)
+        told.append(isinstance(quick, dict) and checks.plain_jpeg(bytes(data[:4096])) is not None)
+    assert sum(told) > 150
+    assert both(str(tmp_path/'none.jpg')) == both('') == both(str(tmp_path/'a.jpg/x')) == both('a\0b') == (None, None)

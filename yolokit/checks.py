@@ -4,22 +4,22 @@
 
 # %% auto #0
 __all__ = ['REASONS', 'MODEL', 'Limits', 'found', 'Findings', 'record', 'pack', 'unpack', 'to_json', 'save_json', 'sort_corners',
-           'check_corners', 'check_border', 'check_size', 'check_usual', 'pairs', 'check_pairs', 'whole', 'look',
-           'look_at', 'turned', 'check_files', 'check_copies', 'sibling', 'frame', 'thumbnail', 'alike', 'check_leaks',
-           'check_unlabelled', 'check_polygons', 'plain_name', 'check_names', 'check_classes', 'together', 'check_ids',
-           'check']
+           'check_corners', 'check_border', 'check_size', 'check_usual', 'pairs', 'check_pairs', 'whole', 'plain_jpeg',
+           'look', 'look_at', 'turned', 'check_files', 'check_copies', 'sibling', 'frame', 'thumbnail', 'alike',
+           'check_leaks', 'check_unlabelled', 'check_polygons', 'plain_name', 'check_names', 'check_classes',
+           'together', 'check_ids', 'check']
 
 # %% ../nbs/12_checks.ipynb #b304b8e8
 import dataclasses, difflib, json, os, re, unicodedata
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 import numpy as np
 from PIL import Image
 from .files import nfc
 from .boxes import area, clip, iou_aligned
-from .ground import atomic, sha256
+from .ground import atomic, sha256, threaded
 from .table import Table
 
 # %% ../nbs/12_checks.ipynb #02ef310d
@@ -304,21 +304,39 @@ def whole(path, # image file
     except (OSError, SyntaxError, ValueError): return False
     return True
 
-# %% ../nbs/12_checks.ipynb #c81cf77c
+# %% ../nbs/12_checks.ipynb #35b173bb
+def plain_jpeg(head: bytes, # the first kilobytes
+              ) -> tuple | None: # (w, h), mode; None: ask Pillow
+    "What a JPEG without EXIF, profile or other extras says of itself: the ones that a camera's frames are saved as."
+    i, got = 2, None
+    while i + 10 <= len(head) and head[i] == 0xFF:
+        kind, n = head[i+1], int.from_bytes(head[i+2:i+4], 'big')
+        if kind == 0xDA: return got if i + 2 + n <= len(head) else None
+        if kind in (0xC0, 0xC2):
+            h, w, parts = *(int.from_bytes(head[k:k+2], 'big') for k in (i + 5, i + 7)), head[i+9]
+            if got or parts not in (1, 3) or n != 8 + 3*parts or head[i+4] != 8 or not 0 < w*h < 1 << 26: return None
+            got = (w, h), 'L' if parts == 1 else 'RGB'
+        elif not (kind == 0xE0 and n == 16 or kind == 0xDB and n == 67 and head[i+4] < 16 or kind == 0xC4): return None
+        i += 2 + n
+
 def look(path: str, # image file; '' for none
         ): # dict(wh as stored, turn 1..8, mode, whole, length), or why it cannot be read; None: no such file
     "What an image file says about itself; no pixel is decoded."
-    if not path or not os.path.exists(path): return None
+    if not path: return None
     try:
+        with open(path, 'rb', 0) as f: head, length, _, end = f.read(4096), f.seek(0, 2), f.seek(max(f.tell() - 64, 0)), f.read()
+        if head[:2] == b'\xff\xd8' and end.rstrip(b'\0').endswith(b'\xff\xd9') and (plain := plain_jpeg(head)):
+            return dict(wh=plain[0], turn=1, mode=plain[1], whole=True, length=length)
         with Image.open(path) as im: # the plain getexif: PNG's own decodes the whole picture
             turn, mode, wh = Image.Image.getexif(im).get(0x112, 1), im.mode, im.size
             if 'transparency' in im.info: mode = 'RGBA'
         return dict(wh=wh, turn=turn if turn in range(1, 9) else 1, mode=mode, whole=whole(path), length=os.path.getsize(path))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e: return f'not an image that can be read ({type(e).__name__})'
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        return f'not an image that can be read ({type(e).__name__})' if os.path.exists(path) else None
 
 def look_at(t: Table) -> list: # one an image, see `look`
     "All files, several at once: they wait for the disk."
-    with ThreadPoolExecutor(4) as pool: return list(pool.map(look, t.images['path'], chunksize=64))
+    return list(threaded(look, t.images['path']))
 
 # %% ../nbs/12_checks.ipynb #f6ef1897
 def turned(xyxy: np.ndarray, # (n, 4) in the stored rows' frame
@@ -375,9 +393,10 @@ def check_copies(t: Table, seen: list | None = None, # of `look_at`: error pages
     "Byte-identical files, one file under several ids, names that are one after normalisation."
     said, first = {}, {}
     path, split, n, digest = t.images['path'], t.images['split'], t.n_images, t.images.get('sha256')
-    key = [os.path.realpath(p) if p else (s, nfc(f)) for p, s, f in zip(path, split, t.images['file'])]
-    length = np.array([os.path.getsize(p) if p and os.path.exists(p) else -1 for p in path], np.int64)
-    if seen: length[[isinstance(v, str) for v in seen]] = -1
+    real = cache(os.path.realpath) # of a folder: thousands of files share it
+    key = [(s, nfc(f)) if not p else os.path.realpath(p) if os.path.islink(p) else os.path.join(real(os.path.dirname(p)), os.path.basename(p)) for p, s, f in zip(path, split, t.images['file'])]
+    if seen: length = np.array([v['length'] if isinstance(v, dict) else -1 for v in seen], np.int64)
+    else: length = np.array([os.path.getsize(p) if p and os.path.exists(p) else -1 for p in path], np.int64)
     twin = np.isin(length, [k for k, m in Counter(length.tolist()).items() if m > 1 and k > 0])
     for i in sorted(range(n), key=lambda i: (split[i] != 'train', i)):
         a, reason = first.setdefault(key[i], i), 'same-file'

@@ -6,20 +6,19 @@
 __all__ = ['SMALL', 'ENDS', 'NEAR', 'WORDS', 'VERSION', 'gist', 'looks', 'ends', 'remembered', 'digest', 'with_digests', 'near',
            'groups', 'luck', 'rarest', 'taken', 'by_hash', 'blocks', 'SplitError', 'by_time', 'split', 'fingerprint',
            'labels', 'mended', 'without', 'stamp', 'Prepared', 'overview', 'load', 'record', 'fill', 'told', 'aside',
-           'published', 'may_prepare', 'uncollected', 'prepare', 'Options', 'beside', 'source_of', 'before', 'ensure']
+           'published', 'may_prepare', 'prepare', 'Options', 'beside', 'source_of', 'before', 'ensure']
 
-# %% ../nbs/15_datasets.ipynb #44717787
-import gc, hashlib, importlib, json, os, re, shutil
-from contextlib import contextmanager
+# %% ../nbs/15_datasets.ipynb #497ef672
+import hashlib, importlib, json, os, re, shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 import cv2, numpy as np, yaml
 from . import known, repair
 from .checks import frame, sibling
-from .files import IMAGES, FormatError, link, listing, load_json, nfc, save_json
-from .formats import coco_dict, file_names, parking_files, read, yolo_text
-from .ground import progress, root, say, sha256
+from .files import IMAGES, FormatError, linker, listing, load_json, nfc, save_json
+from .formats import coco_dict, file_names, parking_files, read, yolo_texts
+from .ground import no_gc, progress, root, say, sha256, threaded
 from .table import Table
 
 # %% ../nbs/15_datasets.ipynb #78024a69
@@ -60,7 +59,8 @@ def digest(path: str, # '' for none
     "One picture's digest and gist."
     try:
         if path in known and known[path][0] == looks(path, ends(path)): return *known[path][1:], ''
-        data = Path(path).read_bytes() if path else b''
+        if not path: return '', b'', ''
+        with open(path, 'rb', 0) as f: data = f.read()
         if not data: return '', b'', ''
         found = hashlib.sha256(data).hexdigest(), gist(data)
         return *found, '\t'.join([path, looks(path, data), found[0], found[1].hex()]) + '\n'
@@ -72,8 +72,8 @@ def with_digests(t: Table,
     "The table with every picture's digest and gist."
     if 'sha256' in t.images: return t
     known, got = remembered(journal) if journal else {}, []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, open(journal or os.devnull, 'a', encoding='utf-8', errors='surrogateescape') as f:
-        found = pool.map(lambda p: digest(p, known), t.images['path'])
+    with open(journal or os.devnull, 'a', encoding='utf-8', errors='surrogateescape') as f:
+        found = threaded(lambda p: digest(p, known), t.images['path'], min(8, os.cpu_count() or 1))
         for d in progress(found, total=t.n_images, desc='hashing pictures') if t.n_images > 2000 else found:
             f.write(d[2])
             got.append(d)
@@ -226,20 +226,24 @@ def fingerprint(t: Table) -> str: # 64 hex digits
 
 # %% ../nbs/15_datasets.ipynb #a89cabd7
 def labels(t: Table, files: list[str], out: Path) -> None:
-    "Pictures, label files and lists in YOLO's layout."
-    rows = range(t.n_images)
-    lists = {'train': [], 'val': [], 'test': []}
-    for i in progress(rows, desc='linking pictures') if t.n_images > 2000 else rows:
-        s, rel = t.images['split'][i], files[i]
-        link(t.images['path'][i], out/'images'/s/rel)
-        lists[s].append(f'./images/{s}/{rel}\n')
-        text = yolo_text(t, i, polygons=False)
-        if s == 'test' and not text: continue
-        p = (out/'labels'/s/rel).with_suffix('.txt')
-        p.parent.mkdir(parents=True, exist_ok=True)
-        p.write_text(text, encoding='utf-8')
+    "Pictures, label files and lists in YOLO's layout; one thread links, another writes."
+    rows = list(zip(t.images['split'], files, t.images['path'], yolo_texts(t, polygons=False)))
+    def linked():
+        link = linker()
+        for s, rel, path, _ in progress(rows, desc='linking pictures') if len(rows) > 2000 else rows: link(path, f'{out}/images/{s}/{rel}')
+    def written():
+        made = set()
+        for s, rel, _, text in rows:
+            if s == 'test' and not text: continue
+            p = f'{out}/labels/{s}/{os.path.splitext(rel)[0]}.txt'
+            if (folder := os.path.dirname(p)) not in made: os.makedirs(folder, exist_ok=True); made.add(folder)
+            with open(p, 'wb') as f: f.write(text.encode())
+    with ThreadPoolExecutor(1) as pool:
+        papers = pool.submit(written)
+        linked()
+        papers.result()
     for s, name in (('train', 'train.txt'), ('val', 'val.txt'), ('test', 'test_imgs.txt')):
-        (out/name).write_text(''.join(lists[s]), encoding='utf-8')
+        (out/name).write_text(''.join(f'./images/{s}/{rel}\n' for k, rel, *_ in rows if k == s), encoding='utf-8')
 
 # %% ../nbs/15_datasets.ipynb #3662a118
 def mended(t: Table, out: Path,
@@ -271,7 +275,8 @@ def stamp(source: Path) -> str:
     "Changes when a file of the source changes: names, sizes, times."
     if source.is_file(): names = [source]
     else: names = listing(source, (*IMAGES, '.json', '.jsonl', '.csv', '.tsv', '.txt', '.xml', '.yaml', '.yml', '.names', '.data')).values()
-    rows = sorted(f'{os.path.relpath(p, source)}|{(s := p.stat()).st_size}|{s.st_mtime_ns}' for p in names if p.exists())
+    name = lambda p: os.path.relpath(p, source) if p == source else str(p)[len(str(source)):].lstrip(os.sep)
+    rows = sorted(f'{name(p)}|{(s := os.stat(p)).st_size}|{s.st_mtime_ns}' for p in names if os.path.exists(p))
     return hashlib.sha256('\n'.join(rows).encode()).hexdigest()[:16]
 
 # %% ../nbs/15_datasets.ipynb #22b90dae
@@ -364,18 +369,8 @@ def may_prepare(source: Path, out: Path, decisions: str) -> None:
     if not record(out) and out.exists() and any(out.iterdir()): raise FormatError(out, 'exists, and was not made by prepare', 'Nothing was touched: choose another folder.')
     repair.decisions_of(decisions)
 
-# %% ../nbs/15_datasets.ipynb #95178c60
-@contextmanager
-def uncollected():
-    "Python's search for reference cycles, put off: among millions of rows, which have none, it takes longer the more there are."
-    was = gc.isenabled()
-    gc.disable()
-    try: yield
-    finally:
-        if was: gc.enable()
-
-# %% ../nbs/15_datasets.ipynb #92240703
-@uncollected()
+# %% ../nbs/15_datasets.ipynb #e39f1247
+@no_gc()
 def prepare(source, # folder or annotation file
             out, # folder to make
             format: str = 'auto', # see formats.read

@@ -16,7 +16,7 @@ import cv2, numpy as np, torch
 from .boxes import clip, xyxy2cxcywh, xyxy2xywh
 from .cfg import Cfg
 from .datasets import load as load_data
-from .formats import read as read_data
+from .formats import read_truth as read_data
 from .ground import atomic, new_folder, progress, root, say
 from .images import Fit, draw as draw_boxes, letterbox, read, size as image_size, write
 from .loader import Batch, Loader

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['IMAGES', 'TYPES', 'EMPTY', 'TRIES', 'PAUSE', 'QUIET', 'PASSING', 'FormatError', 'nfc', 'listing', 'finder',
            'split_of', 'text_of', 'numbers', 'load_json', 'load_yaml', 'yaml_of', 'unpack', 'columns', 'merged',
-           'plain', 'save_json', 'link', 'DownloadError', 'Cut', 'Redirect', 'ask', 'offered', 'attempt', 'received',
-           'alone', 'differs', 'download', 'insist', 'discard']
+           'plain', 'save_json', 'linker', 'link', 'DownloadError', 'Cut', 'Redirect', 'ask', 'offered', 'attempt',
+           'received', 'alone', 'differs', 'download', 'insist', 'discard']
 
 # %% ../nbs/07_files.ipynb #bcb94b51
 import http.client, json, os, re, shutil, ssl, time, unicodedata, stat
@@ -82,6 +82,7 @@ def numbers(values, # texts or numbers
     "Floats, or an error that shows the first value that is none."
     values = list(values)
     try:
+        if {int, float}.issuperset(map(type, values)): return [float(v) for v in values]
         if not any(isinstance(v, bool) or isinstance(v, str) and ('_' in v or not v.isascii()) for v in values): return [float(v) for v in values]
     except (TypeError, ValueError, OverflowError): pass
     for v in values:  # what Python would take for a number, but nobody writes: 1_000, True
@@ -156,8 +157,9 @@ def columns(rows: list[dict], # a key that a row lacks becomes EMPTY's value or 
             keys=(), # columns wanted even if no row has them
            ) -> dict[str, np.ndarray]:
     "Columns from rows."
-    keys = dict.fromkeys([*keys, *(k for r in rows for k in r)])
-    return {k: np.fromiter((r.get(k, EMPTY.get(k)) for r in rows), TYPES.get(k, object), len(rows)) for k in keys}
+    shapes = dict.fromkeys(map(tuple, rows))  # rows of a million boxes have a handful of them
+    sure, keys = set(keys).union(*shapes).intersection(*shapes), dict.fromkeys([*keys, *(k for s in shapes for k in s)])
+    return {k: np.fromiter((r[k] for r in rows) if k in sure else (r.get(k, EMPTY.get(k)) for r in rows), TYPES.get(k, object), len(rows)) for k in keys}
 
 # %% ../nbs/07_files.ipynb #b484414b
 def merged(raw, # the source's record, or None
@@ -180,15 +182,22 @@ def save_json(d, path, **how): # how: of json.dumps
     except UnicodeEncodeError: data = json.dumps(d, **how).encode()  # half a character, as json may hold: stays the escape it was
     with atomic(path) as tmp: Path(tmp).write_bytes(data)
 
-# %% ../nbs/07_files.ipynb #544276d5
-def link(source, target) -> None:
-    "A relative link to a picture, a copy where the file system has no links."
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try: target.symlink_to(os.path.relpath(source, os.path.realpath(target.parent)))
-    except OSError:
-        if target.is_symlink() or target.exists(): raise
-        shutil.copyfile(source, target)
+# %% ../nbs/07_files.ipynb #f2d29f63
+def linker(): # a function: source, target -> None
+    "Relative links to pictures, copies where the file system has no links; a folder is made, and its way to another one found, once."
+    ways = {}
+    def to(source, target):
+        (here, name), there = os.path.split(source), os.path.dirname(target)
+        if (here, there) not in ways:
+            os.makedirs(there or '.', exist_ok=True)
+            ways[here, there] = os.path.join(os.path.relpath(here or '.', os.path.realpath(there)), '').removeprefix('./')
+        try: os.symlink(ways[here, there] + name, target)
+        except OSError:
+            if os.path.lexists(target): raise
+            shutil.copyfile(source, target)
+    return to
+
+def link(source, target) -> None: linker()(source, target)
 
 # %% ../nbs/07_files.ipynb #e8cabee5
 TRIES, PAUSE, QUIET = 4, 1., 30. # attempts in a row that bring nothing; seconds before the second, then doubled; seconds of silence that are a cut

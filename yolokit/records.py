@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 import numpy as np
 import yaml
-from .adapters import SPACE, Source, adapter, around, file_name, possible, members, pixels, value_at
+from .adapters import SPACE, Source, adapter, around, file_name, possible, members, pixels, places, value_at
 from .files import IMAGES, FormatError, finder, listing, nfc, numbers, split_of, text_of, yaml_of
 from .ground import say
 
@@ -39,7 +39,7 @@ def coco_lists(s: Source, where: str) -> dict: # parsed; the places of images an
     for k, v, a, b in members(s.text, i, where):
         if k in ('images', 'annotations') and isinstance(v, list):
             s.top[k] = a, b
-            setattr(s, 'images' if k == 'images' else 'boxes', [(p, q) for *_, p, q in members(s.text, a, where)])
+            setattr(s, 'images' if k == 'images' else 'boxes', places(s.text, a, b, len(v), where))
     return d
 
 def an_id(v, where):
