@@ -319,6 +319,7 @@ def plain_jpeg(head: bytes, # the first kilobytes
         elif not (kind == 0xE0 and n == 16 or kind == 0xDB and n == 67 and head[i+4] < 16 or kind == 0xC4): return None
         i += 2 + n
 
+# %% ../nbs/12_checks.ipynb #fff33e86
 def look(path: str, # image file; '' for none
         ): # dict(wh as stored, turn 1..8, mode, whole, length), or why it cannot be read; None: no such file
     "What an image file says about itself; no pixel is decoded."
