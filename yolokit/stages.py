@@ -5,24 +5,27 @@
 # %% auto #0
 __all__ = ['STAGES', 'Config', 'where', 'check', 'network_of', 'suited', 'text_sha', 'source', 'file_of', 'start_from', 'Leg',
            'Job', 'changed', 'recipe_of', 'chain', 'resumed', 'alive', 'batches_an_epoch', 'loader_of', 'size_of',
-           'probe', 'minutes', 'announce', 'from_what', 'append', 'prepared', 'leg_done', 'travel', 'as_before',
-           'stage', 'drive', 'ended', 'arrived']
+           'probe', 'on_what', 'minutes', 'announce', 'from_what', 'append', 'prepared', 'leg_done', 'travel', 'outset',
+           'tidied', 'finished', 'as_before', 'stage', 'planned', 'drive', 'ended', 'arrived', 'enough', 'word',
+           'function_of', 'elsewhere', 'main']
 
-# %% ../nbs/34_stages.ipynb #c74cc1ec
-import copy, hashlib, itertools, math, os, time
+# %% ../nbs/34_stages.ipynb #db4a93d4
+import copy, hashlib, importlib, itertools, math, os, sys, time
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 import numpy as np, torch
-from . import anchors, board, datasets, published, runs, weights, zoo
+from . import anchors, board, datasets, published, ranks, runs, weights, zoo
 from .augment import Augment
 from .cfg import Cfg
 from .ground import root, say
 from .known import SETS
+from .launch import launched
 from .loader import Loader, available
 from .loss import Gains
 from .model import Detector, state_hash
 from .recipes import RECIPES, Recipe, TrainError, as_learnt, batches_a_step, batches_done, due, quirks, total_steps
-from .runs import Run, RunError, Stop
+from .ranks import RankError, Team
+from .runs import Run, RunError, Stop, Stopped
 from .table import Table
 from .train import Training, begin, curves, first_batches, fit, losses, precision, starved, stream
 
@@ -49,6 +52,7 @@ class Config:
     every: float = 0.               # epochs between two evaluations
     seed: int = 0
     device: str = 'auto'            # auto, cpu or cuda
+    gpus: int = 0                   # processes, each with a GPU (on the CPU: with a thread); 0 and 1: this one
     amp: str = 'auto'               # auto, off, bf16 or fp16
     workers: int = 2                # processes that prepare batches
     threads: int = 0                # of torch on the CPU; 0: one a core
@@ -66,7 +70,7 @@ def check(c: Config) -> None:
     "What can be refused before anything is prepared."
     if c.stage not in STAGES: raise TrainError(f'stage {c.stage!r} does not exist: the stages are {" and ".join(STAGES)}')
     if c.recipe and c.recipe not in RECIPES: raise TrainError(f'recipe {c.recipe!r} does not exist: the recipes are {", ".join(RECIPES)}')
-    for k in ('epochs', 'steps', 'width', 'height', 'bs', 'lr0', 'every', 'seed', 'workers', 'threads'):
+    for k in ('epochs', 'steps', 'width', 'height', 'bs', 'lr0', 'every', 'seed', 'workers', 'threads', 'gpus'):
         if getattr(c, k) < 0: raise TrainError(f'{k}={getattr(c, k)}: it cannot be negative')
     if c.name and (runs.runs_folder()/c.name).exists() and not c.resume:
         raise RunError(f'run {c.name} exists already (runs/{c.name}): choose another name, or go on with it with resume={c.name}')
@@ -141,6 +145,7 @@ class Job:
     legs: list = field(default_factory=list)
     notes: list = field(default_factory=list)
     anchors: dict = field(default_factory=dict)  # what autoanchor found
+    team: Team = Team()
 
 # %% ../nbs/34_stages.ipynb #245513a5
 def changed(r: Recipe, text: str) -> Recipe: # text: 'autoanchor=True; gains.smoothing=.1; freeze=stage2'
@@ -188,7 +193,7 @@ def chain(job: Job, stage: str, target: bool = True) -> None:
     config = replace(c, stage=stage, name='', teacher=c.teacher if target else '', bs=recipe.bs, width=w, height=h)
     run = Run.new(stage, c.name if target else '', state='waiting', config=config, recipe=recipe, seed=c.seed, parent=parent.name if parent else '',
                   start=start if not parent else '', data=job.facts, versions=runs.versions(), git=runs.git_state(root()), machine=runs.machine(job.dev),
-                  device=str(job.dev), amp=job.amp, threads=job.threads, network=dict(name=c.network or 'yolokit-nano', sha256=text_sha(job.cfg), cfg=str(job.cfg), **job.anchors and dict(anchors=job.anchors)))
+                  device=str(job.dev), amp=job.amp, threads=job.threads, world=job.team.world, network=dict(name=c.network or 'yolokit-nano', sha256=text_sha(job.cfg), cfg=str(job.cfg), **job.anchors and dict(anchors=job.anchors)))
     job.legs.append(Leg(run, recipe, start or 'none', after))
 
 # %% ../nbs/34_stages.ipynb #ee9dc1eb
@@ -203,6 +208,8 @@ def resumed(name: str, job: Job) -> None:
         if was != now: raise RunError(f'run {name} cannot go on: the {what} is not what it was ({was[:12]} then, {now[:12]} now)')
     for what, was, now in (('threads', i['threads'], job.threads), ('amp', i['amp'], job.amp), ('device', i['device'], str(job.dev)), ('versions', i['versions'], runs.versions())):
         if was != now: job.notes.append(f'{what} changed from {was} to {now}: the result will not be the same to the bit')
+    was, now, virtual = i.get('world', 1), job.team.world, i['recipe'].get('virtual')
+    if was != now: job.notes.append(f'{was} processes then, {now} now: ' + ('on virtual ranks the result is the same to the bit' if virtual else 'the result will not be the same to the bit (with virtual=8 it would be)'))
     parent = Run.open(i['parent']) if i.get('parent') else None
     if parent and parent.info['state'] != 'finished': resumed(parent.name, job)
     r = i['recipe']
@@ -228,9 +235,9 @@ def loader_of(job: Job, r: Recipe, log=None) -> Loader:
     train, (w, h) = as_learnt(job.data.split('train'), r), size_of(job.cfg)
     per = batches_an_epoch(train.n_images, r)
     epochs = math.ceil(batches_done(r, total_steps(r, per), per)/per)
-    cache = 'ram' if train.n_images*w*h*3 < .5*available() else ''
+    cache = 'ram' if train.n_images*w*h*3 < .5*available()/job.team.near else ''  # each process has its own
     return Loader(train, (w, h), r.bs, job.config.seed, r.augment, job.config.workers, cache=cache, epochs=epochs,
-                  parts=r.parts, replacement=r.replacement or 'replacement' in quirks(r), pin=job.dev.type == 'cuda', log=log)
+                  parts=r.parts, replacement=r.replacement or 'replacement' in quirks(r), pin=job.dev.type == 'cuda', log=log, share=(job.team.rank, job.team.world))
 
 def size_of(cfg: Cfg) -> tuple: # (w, h)
     "Size of the network's input."
@@ -253,9 +260,14 @@ def probe(detector: Detector, loader: Loader, r: Recipe, dev: torch.device, amp:
             if not starved(e): raise
             return math.nan  # the training itself knows what to do about it
         finally: batches.close()
-    return float(np.median(np.diff(times)))/len(batch)
+    return float(np.median(np.diff(times)))/r.bs
 
-# %% ../nbs/34_stages.ipynb #f9eda1a0
+# %% ../nbs/34_stages.ipynb #29fce1c1
+def on_what(job: Job) -> str:
+    "The machine, in words."
+    many = '' if job.team.alone else f'{job.team.world} processes, each on '
+    return f'{many}{job.dev} ({job.threads} thread{"s"*(job.threads > 1)})'
+
 def minutes(s: float) -> str: # seconds
     "A duration as one says it."
     if math.isnan(s): return 'an unknown time (the trial ran out of memory)'
@@ -268,7 +280,7 @@ def announce(job: Job, seconds: float, # an image
     d, c = job.facts, job.config
     n = {s: job.data.split(s).n_images for s in ('train', 'val')}
     lines = [f'data: {d["source"]}, {n["train"]} images to train on, {n["val"]} to judge by, {len(job.data.names)} classes',
-             f'network: {c.network or "yolokit-nano"} at {"x".join(map(str, size_of(job.cfg)))}, on {job.dev} ({job.threads} threads), {job.amp if job.amp != "off" else "float32"}', *job.notes]
+             f'network: {c.network or "yolokit-nano"} at {"x".join(map(str, size_of(job.cfg)))}, on {on_what(job)}, {job.amp if job.amp != "off" else "float32"}', *job.notes]
     whole = 0.
     for k, leg in enumerate(job.legs, 1):
         r, per = leg.recipe, batches_an_epoch(as_learnt(job.data.split('train'), leg.recipe).n_images, leg.recipe)
@@ -315,25 +327,43 @@ def leg_done(leg: Leg, t: Training, seconds: float) -> None:
 # %% ../nbs/34_stages.ipynb #52fb0d0a
 def travel(job: Job, leg: Leg, evaluate, finish, stop: Stop, loader: Loader | None = None, extra=None) -> None:
     "Run one leg: train, judge, finish, report."
-    run, c, began = leg.run, job.config, time.monotonic()
-    run.update(state='running', pid=os.getpid(), host=runs.machine(torch.device('cpu'))['host'])
-    d = Detector(job.cfg, job.data.names, c.seed)
-    start = leg.after.run.folder/'weights/best.pt' if leg.after else leg.start
-    if not leg.state and str(start) != 'none': start_from(d, file_of(str(start)), c, run.say)
+    run, c, team, began = leg.run, job.config, job.team, time.monotonic()
+    run.update(state='running', pid=os.getpid(), host=runs.machine(torch.device('cpu'))['host'], world=team.world)
+    d = outset(job, leg)
     more = extra(run, d, leg.recipe) if extra else None
-    for f, k in (('steps.csv', 'step'), ('speed.csv', 'step'), ('metrics.csv', 'judged')): runs.cut_rows(run.folder/f, (leg.state or {}).get(k, 0))
     loader = loader or loader_of(job, leg.recipe, run.log)
-    if not leg.state: first_batches(loader, leg.recipe, job.data.names, run.folder/'plots')
-    val = job.data.split('val')
-    judge_by = evaluate(val, size=size_of(job.cfg), bs=leg.recipe.bs, workers=c.workers, device=job.dev) if evaluate and val.n_images else None
-    show = board.tensorboard(run.folder/'events', (leg.state or {}).get('step', 0)) if c.tensorboard else None
-    try: t = fit(run, d, loader, leg.recipe, judge_by, job.dev, job.amp, stop, leg.state, extra=more, show=show)
+    if team.first: tidied(job, leg, loader)
+    val, done = job.data.split('val'), (leg.state or {}).get('step', 0)
+    judge_by = evaluate if evaluate and val.n_images else None      # only rank 0 will call it
+    if judge_by and team.first: judge_by = evaluate(val, size=size_of(job.cfg), bs=leg.recipe.bs, workers=c.workers, device=job.dev)
+    show = board.tensorboard(run.folder/'events', done) if c.tensorboard and team.first else None
+    try: t = fit(run, d, loader, leg.recipe, judge_by, job.dev, job.amp, stop, leg.state, extra=more, show=show, team=team)
     finally: loader.close()
-    leg_done(leg, t, time.monotonic() - began)
+    team.share(lambda: finished(job, leg, t, time.monotonic() - began, finish, stop))
+
+def outset(job: Job, leg: Leg) -> Detector:
+    "The network that a leg starts with, the same on every rank."
+    d, team, c = Detector(job.cfg, job.data.names, job.config.seed), job.team, job.config
+    start = leg.after.run.folder/'weights/best.pt' if leg.after else leg.start
+    if leg.state or str(start) == 'none': return d
+    if team.first: start_from(d, file_of(str(start)), c, leg.run.say)
+    if not team.alone: d.load_state_dict(team.share(d.state_dict))
+    return d
+
+# %% ../nbs/34_stages.ipynb #1af71154
+def tidied(job: Job, leg: Leg, loader: Loader) -> None:
+    "The run's folder as it was at the checkpoint; of a new run, its first batches."
+    for f, k in (('steps.csv', 'step'), ('speed.csv', 'step'), ('metrics.csv', 'judged')): runs.cut_rows(leg.run.folder/f, (leg.state or {}).get(k, 0))
+    if not leg.state: first_batches(loader, leg.recipe, job.data.names, leg.run.folder/'plots')
+
+def finished(job: Job, leg: Leg, t: Training, seconds: float, finish, stop: Stop) -> None:
+    "What comes after the last step."
+    run = leg.run
+    leg_done(leg, t, seconds)
     curves(run)
     stop.at_once = True  # what follows can be done again
-    if finish: finish(run, weights.load_checkpoint(run.folder/'weights/best.pt'), job.data)
-    stop.at_once = False
+    try: finish and finish(run, weights.load_checkpoint(run.folder/'weights/best.pt'), job.data)
+    finally: stop.at_once = False
     run.update(state='finished', ended=time.strftime('%Y-%m-%d %H:%M:%S'))
     runs.report(run)
 
@@ -341,7 +371,7 @@ def travel(job: Job, leg: Leg, evaluate, finish, stop: Stop, loader: Loader | No
 def as_before(c: Config) -> Config: # with resume
     "The config of a run that is to go on, threads and arithmetic as they were; what the caller sets about the machine holds."
     i, default = Run.open(c.resume).info, Config()
-    own = {k: getattr(c, k) for k in ('device', 'workers', 'threads') if getattr(c, k) != getattr(default, k)}
+    own = {k: getattr(c, k) for k in ('device', 'workers', 'threads', 'gpus') if getattr(c, k) != getattr(default, k)}
     return Config(**{**i['config'], 'threads': i['threads'], 'amp': i['amp'], **own, 'resume': c.resume})
 
 # %% ../nbs/34_stages.ipynb #f3c0566a
@@ -351,21 +381,35 @@ def stage(config: Config, # the parameters of the notebook
           extra=None, # distill.teach: (run, detector, recipe) -> more losses for fit, or None
          ) -> Run: # of the stage that was asked for
     "Run a stage, and before it whatever it needs that is not there yet."
-    c, notes = config, []
-    if c.resume: c = as_before(c)
+    c = as_before(config) if config.resume else config
     check(c)
     if c.teacher and not extra: raise TrainError(f'teacher={c.teacher}: nobody here knows how to learn from one; call stage(..., extra=distill.teach)')
-    dev = runs.device(c.device)
-    with runs.stoppable() as stop, runs.exact(c.threads) as threads:
-        say(f'stage {c.stage} on {dev}: the data first')
-        stop.at_once = True
-        table, facts = prepared(c)
-        stop.at_once = False
-        cfg, found = suited(network_of(c, len(table.names)), table, recipe_of(c.stage, c), c.seed, notes.append)
-        job = Job(c, table, facts, cfg, dev, precision(c.amp, dev), threads, notes=notes, anchors=found)
-        if c.resume: resumed(c.resume, job)
-        else: chain(job, c.stage)
-        return drive(job, evaluate, finish, extra, stop)
+    if c.gpus > 1 and not ranks.under_torchrun(): return elsewhere(c, config, evaluate, finish, extra)
+    dev, r = runs.device(c.device), recipe_of(c.stage, c)
+    # several processes: a thread each; on virtual ranks the bits are those of one thread
+    with runs.stoppable() as stop, runs.exact(c.threads or int(r.virtual > 0 or ranks.under_torchrun())) as threads:
+        team = ranks.join(dev.type)
+        job = team.share(lambda: planned(c, dev, threads, team, stop))
+        job.team = team
+        for leg in job.legs: leg.run.quiet = not team.first
+        run = drive(job, evaluate, finish, extra, stop)
+        ranks.leave(team)
+        return run
+
+# %% ../nbs/34_stages.ipynb #17f506b9
+def planned(c: Config, dev: torch.device, threads: int, team: Team, stop: Stop) -> Job:
+    "Prepare the data, and find out what has to be run."
+    notes = []
+    say(f'stage {c.stage} on {dev}: the data first')
+    stop.at_once = True
+    try: table, facts = prepared(c)
+    finally: stop.at_once = False
+    cfg, found = suited(network_of(c, len(table.names)), table, recipe_of(c.stage, c), c.seed, notes.append)
+    job = Job(c, table, facts, cfg, dev, precision(c.amp, dev), threads, notes=notes, anchors=found, team=replace(team, side=None))
+    if c.resume: resumed(c.resume, job)
+    else: chain(job, c.stage)
+    if os.environ.get('YOLOKIT_TEAM'): Path(os.environ['YOLOKIT_TEAM'], 'runs').write_text(' '.join(leg.run.name for leg in job.legs))
+    return job
 
 # %% ../nbs/34_stages.ipynb #fc4d4292
 def drive(job: Job, evaluate, finish, extra, stop: Stop) -> Run: # of the last leg
@@ -373,10 +417,10 @@ def drive(job: Job, evaluate, finish, extra, stop: Stop) -> Run: # of the last l
     try:
         first = job.legs[0]
         loader = loader_of(job, first.recipe, first.run.log)
-        announce(job, probe(Detector(job.cfg, job.data.names, job.config.seed), loader, first.recipe, job.dev, job.amp), loader)
+        job.team.share(lambda: announce(job, probe(Detector(job.cfg, job.data.names, job.config.seed), loader, first.recipe, job.dev, job.amp), loader))
         for leg in job.legs: travel(job, leg, evaluate, finish, stop, loader if leg is first else None, extra)
     except BaseException as e: return ended(job, e)
-    return arrived(job)
+    return arrived(job) if job.team.first else job.legs[-1].run
 
 # %% ../nbs/34_stages.ipynb #7f349938
 def ended(job: Job, e: BaseException) -> None:
@@ -397,3 +441,57 @@ def arrived(job: Job) -> Run:
         *(f'  {what:<12}{at/path}' for what, path in (('report', 'report.ipynb'), ('weights', 'weights/best.pt'), ('predictions', 'predictions.json'), ('submission', 'submission.json'))
           if (run.folder/path).exists())]))
     return run
+
+# %% ../nbs/34_stages.ipynb #46afbdc0
+def enough(c: Config, count: int | None = None) -> None: # count: GPUs here; None: ask torch
+    "An error where there are fewer GPUs than processes are to be started, or no batch can be dealt out."
+    dev, r = runs.device(c.device), recipe_of(c.stage, c)
+    if dev.type == 'cpu' and c.device == 'auto': raise TrainError(f'gpus={c.gpus}: there is no GPU here; with device=cpu {c.gpus} processes train on the CPU')
+    count = torch.cuda.device_count() if count is None else count
+    if dev.type == 'cuda' and c.gpus > count: raise TrainError(f'gpus={c.gpus}: this machine has {count}')
+    ranks.check(r.bs, r.virtual, c.gpus)
+
+def word(f) -> str: # 'module:function', or 'none'
+    "What another process finds a function by."
+    if f is None: return 'none'
+    name = f'{f.__module__}:{f.__qualname__}'
+    if function_of(name) is not f: raise TrainError(f'gpus > 1 needs functions that another process can import, and {name} is none')
+    return name
+
+def function_of(name: str): # 'module:function', or 'none'
+    "The function that a word stands for."
+    module, _, f = name.partition(':')
+    try: return None if name == 'none' else getattr(importlib.import_module(module), f)
+    except (ImportError, AttributeError): return None
+
+# %% ../nbs/34_stages.ipynb #6b7bf8e1
+def elsewhere(c: Config, asked: Config, evaluate, finish, extra) -> Run: # c: with all that is known, asked: by the caller
+    "Run a stage as several processes, and say how it ended."
+    enough(c)
+    words = [f'{f.name}={getattr(asked, f.name)}' for f in fields(Config) if getattr(asked, f.name) != f.default and f.name != 'gpus']
+    words += [f'gpus={c.gpus}', *(f'{k}={word(f)}' for k, f in dict(evaluate=evaluate, finish=finish, extra=extra).items())]
+    report = launched(c.gpus, ['-m', 'yolokit.stages', *words])
+    legs = [Run.open(n) for n in report['runs']]
+    if not report['code'] and legs: return legs[-1]
+    if report['stopped'] or report['code'] == 143: state, why = 'interrupted', f'stopped by {report["stopped"] or "a signal to the processes"}'
+    else: state, why = 'failed', f'process {report["rank"]} of {c.gpus}: {report["why"]}' if 'why' in report else 'the processes ended without a word'
+    for run in legs:
+        # rank 0 may have been killed, or know only that it lost the others
+        if run.info['state'] in ('waiting', 'running') or run.info['state'] == state == 'failed': run.update(state=state, error=why, ended=time.strftime('%Y-%m-%d %H:%M:%S'))
+    if legs: legs[-1].say(f'{state}: {why}; it goes on with resume={legs[-1].name}')
+    raise Stopped(why) if state == 'interrupted' else RankError(why)
+
+# %% ../nbs/34_stages.ipynb #b577ccb4
+def main(words: list) -> None: # 'name=value', of Config; evaluate=, finish= and extra= are 'module:function'
+    "A rank: the stage that the words ask for."
+    given = dict(w.partition('=')[::2] for w in words)
+    calls = dict(evaluate='yolokit.evaluate:validator', finish='yolokit.submit:deliver', extra='none')
+    calls |= {k: given.pop(k) for k in list(given) if k in calls}
+    if os.environ.get('RANK', '0') != '0': sys.stdout = open(os.devnull, 'w')  # rank 0 does the saying
+    try: stage(runs.collect(given, Config), **{k: function_of(v) for k, v in calls.items()})
+    except Stopped: sys.exit(143)
+
+# in a notebook there is no __file__
+if __name__ == '__main__' and '__file__' in globals():
+    from torch.distributed.elastic.multiprocessing.errors import record
+    record(importlib.import_module('yolokit.stages').main)(sys.argv[1:])  # as a module like any other, not as __main__
