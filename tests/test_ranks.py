@@ -32,7 +32,7 @@ def together(world, work, *args):
     out = MANY.Queue()
     ps = [MANY.Process(target=be, args=(r, world, port, work, args, out)) for r in range(world)]
     for p in ps: p.start()
-    try: got = dict(out.get(timeout=120) for _ in ps)
+    try: got = dict(out.get(timeout=300) for _ in ps)
     finally:
         for p in ps: p.join(10); p.kill()
     return [got[r] for r in range(world)]

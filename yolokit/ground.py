@@ -172,5 +172,6 @@ def progress(iterable=None, # what to walk; None: call .update(n)
              initial: int = 0, # steps done already
             ) -> Bar: # to iterate over
     "A bar with the time left, in the notebook, in the terminal and in the log."
-    return Bar(iterable, total=total, desc=desc, unit=unit, initial=initial, file=Screen(log),
+    # of several processes that torchrun has started only the first one shows bars
+    return Bar(iterable, total=total, desc=desc, unit=unit, initial=initial, file=Screen(log), disable=os.environ.get('RANK', '0') != '0',
                mininterval=.25, miniters=1, dynamic_ncols=os.isatty(terminal()), ascii=False)

@@ -28,7 +28,7 @@ def agent(n: int, # processes
     except SignalException: return 143
     except ChildFailedError as e:
         rank, code, why = first_failure(e.failures)
-        (folder/'failure.json').write_text(json.dumps(dict(rank=rank, code=code, why=why)))
+        (folder/'failure.json').write_text(json.dumps(dict(rank=rank, exit=code, why=why)))
         return 143 if code == 143 else 1
     return 0
 
