@@ -274,6 +274,7 @@ def minutes(s: float) -> str: # seconds
     if s < 90: return f'{max(1, round(s))} s'
     return f'{s/60:.0f} min' if s < 5400 else f'{s/3600:.1f} h'
 
+# %% ../nbs/34_stages.ipynb #8296858a
 def announce(job: Job, seconds: float, # an image
              loader: Loader) -> None:
     "Say what is going to happen, and for how long; on the terminal and in the log of every run of this job."
@@ -341,6 +342,7 @@ def travel(job: Job, leg: Leg, evaluate, finish, stop: Stop, loader: Loader | No
     finally: loader.close()
     team.share(lambda: finished(job, leg, t, time.monotonic() - began, finish, stop))
 
+# %% ../nbs/34_stages.ipynb #782222f7
 def outset(job: Job, leg: Leg) -> Detector:
     "The network that a leg starts with, the same on every rank."
     d, team, c = Detector(job.cfg, job.data.names, job.config.seed), job.team, job.config
