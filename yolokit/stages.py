@@ -54,8 +54,7 @@ class Config:
     device: str = 'auto'            # auto, cpu or cuda
     gpus: int = 0                   # processes, each with a GPU (on the CPU: with a thread); 0 and 1: this one
     amp: str = 'auto'               # auto, off, bf16 or fp16
-    workers: int = 2                # processes that prepare batches
-    threads: int = 0                # of torch on the CPU; 0: one a core
+    workers: int = 2; threads: int = 0 # processes that prepare batches; threads of torch on the CPU, 0: one a core
     fix: bool = True                # repair the annotations
     tensorboard: bool = False       # events too, see 32_board
     limit_mb: float = 20.           # size of the submission, 10^6 bytes
