@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'EPS', 'BN', 'BUILD', 'channels', 'Activation', 'activation', 'Blur', 'Conv', 'fold', 'sign', 'Xnor',
-           'Deconv', 'build', 'Pool', 'DepthPool', 'AvgPool', 'Route', 'Shortcut', 'resized', 'Multiply', 'Upsample',
-           'space2depth', 'depth2space', 'Reorg', 'Implicit', 'Mix', 'Connected', 'Local', 'Softmax', 'Crop', 'Same',
-           'Cells', 'SE']
+           'Deconv', 'build', 'Pool', 'DepthPool', 'AvgPool', 'Join', 'join', 'Route', 'Shortcut', 'resized',
+           'Multiply', 'Upsample', 'space2depth', 'depth2space', 'Reorg', 'Implicit', 'Mix', 'Connected', 'Local',
+           'Softmax', 'Crop', 'Same', 'Cells', 'SE']
 
 # %% ../nbs/02_layers.ipynb #3d22e005
 import torch
@@ -182,6 +182,24 @@ def _pool(layer):
 
 BUILD |= {'maxpool': _pool, 'local_avgpool': _pool, 'avgpool': lambda layer: AvgPool()}
 
+# %% ../nbs/02_layers.ipynb #8c7a8ea7
+class Join(torch.autograd.Function):
+    "torch.cat of channels whose gradients are tensors of their own: elementwise kernels of a CPU take six times as long on a slice of channels."
+    @staticmethod
+    def forward(ctx, *xs):
+        ctx.n = [x.shape[1] for x in xs]
+        return torch.cat(xs, 1)
+
+    @staticmethod
+    def backward(ctx, g):
+        last = g.dim() == 4 and g.is_contiguous(memory_format=torch.channels_last)
+        return tuple(x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format) for x in g.split(ctx.n, 1))
+
+def join(xs): # maps
+    "Concatenate channels."
+    slow = xs[0].device.type == 'cpu' and xs[0].requires_grad and not torch.compiler.is_compiling()
+    return Join.apply(*xs) if slow else torch.cat(xs, 1)
+
 # %% ../nbs/02_layers.ipynb #68b6efba
 class Route(nn.Module):
     "Concatenate, each input first cut to its `group_id`-th of `groups` slices."
@@ -189,7 +207,7 @@ class Route(nn.Module):
     def forward(self, *xs):
         n = [x.shape[1]//self.groups for x in xs]
         xs = [x[:, self.group_id*c:(self.group_id + 1)*c] for x, c in zip(xs, n)]
-        return xs[0] if len(xs) == 1 else torch.cat(xs, 1)
+        return xs[0] if len(xs) == 1 else join(xs)
     def extra_repr(self): return f'part {self.group_id} of {self.groups}' if self.groups > 1 else ''
 
 # %% ../nbs/02_layers.ipynb #fa471deb

@@ -174,7 +174,8 @@ def build(work: Work, epoch: int,
         except ImageError as e:
             if not work.skip: raise
             skipped.append((i, str(e)))
-    images = torch.empty((len(got), 3, src.size[1], src.size[0]), dtype=torch.uint8)
+    # as pixels lie in memory: copied as they are, and what convolutions like best
+    images = torch.empty((len(got), 3, src.size[1], src.size[0]), dtype=torch.uint8, memory_format=torch.channels_last)
     targets = torch.empty((len(got), work.m, 5))
     for k, (i, rgb, boxes, fit) in enumerate(got):
         images[k] = torch.from_numpy(rgb).permute(2, 0, 1)

@@ -167,8 +167,8 @@ def walk(self, layers: range, # of layer numbers
     for i in layers:
         layer, xs = self.layers[i], [maps[j] for j in self.inputs[i]]
         if i not in self.sigma: y = layer(*xs)
-        else: y = single(layer.pre(*xs)) if logits else layer.act(single(layer.pre(*xs)))
-        if i in at: ends.append(single(y))
+        else: y = layer.pre(*xs) if logits else layer.act(single(layer.pre(*xs)))
+        if i in at: ends.append(y if logits else single(y))   # the loss takes from a map in 16 bits what it needs
         maps[i] = y
         for j in self.free[i]: del maps[j]
     return ends

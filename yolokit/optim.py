@@ -77,7 +77,7 @@ def optimizer(groups: dict,       # of lists of parameters, by role
              ) -> torch.optim.Optimizer:
     "An optimiser whose groups are known by name."
     ps = [dict(params=p, name=k, weight_decay=weight_decay if k == 'weight' else 0.) for k, p in groups.items() if p]
-    fused = all(p.is_cuda for g in ps for p in g['params']) or None     # one kernel instead of hundreds
+    fused = all(p.device.type in ('cuda', 'cpu') for g in ps for p in g['params']) or None     # one kernel instead of hundreds
     if kind in ('sgd', 'heavy'): return torch.optim.SGD(ps, lr=lr0, momentum=momentum, nesterov=kind == 'sgd' and momentum > 0, fused=fused)
     if kind in ('adam', 'adamw'): return dict(adam=torch.optim.Adam, adamw=torch.optim.AdamW)[kind](ps, lr=lr0, betas=(momentum, .999), fused=fused)
     raise ValueError(f'optimizer {kind!r}: choose sgd, heavy, adam or adamw')
