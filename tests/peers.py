@@ -97,7 +97,6 @@ def ours_step(amp, ema, compiled):
     from yolokit import train, zoo
     from yolokit.loader import Batch, padded
     from yolokit.model import Detector
-    train.keep_pages()
     x, t = batch()
     xyxy = np.concatenate([t[..., :1], t[..., 1:3] - t[..., 3:]/2, t[..., 1:3] + t[..., 3:]/2], -1)
     d = Detector(zoo.build('yolov5n').with_size(SIZE, SIZE))

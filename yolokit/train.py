@@ -88,6 +88,7 @@ def begin(detector: Detector, r: Recipe, dev=torch.device('cpu'), amp: str = 'of
     "A training at step 0."
     if 'fp32' in quirks(r): amp = 'off'
     if 'fp16-anchors' in quirks(r): halve(detector)
+    if dev.type == 'cpu': keep_pages()
     detector = detector.to(dev).to(memory_format=torch.channels_last).train()
     if r.freeze: freeze(detector, r.freeze)
     if isinstance(extra, nn.Module): extra.to(dev)
@@ -491,7 +492,6 @@ def fit(run: Run, # its folder gets rows, weights and checkpoints
     "Train; the weights to use are in weights/best.pt afterwards."
     can_start(recipe, team, loader.n)
     t, stop = begin(detector, recipe, dev, amp, extra), stop or Stop()
-    if dev.type == 'cpu': keep_pages()
     t.team, t.virtual, t.ladder = team, recipe.virtual, ladder(run)
     if state: restore(t, state)
     if hasattr(extra, 'attach'): extra.attach(t.detector)
