@@ -167,6 +167,7 @@ def resized(x: torch.Tensor, targets: torch.Tensor, # (B, 3, h, w) float; (B, M,
     factor = targets.new_tensor([1, *2*(size[0]/w, size[1]/h)])
     return F.interpolate(x, size[::-1], mode='bilinear', align_corners=False), targets*factor
 
+# %% ../nbs/33_train.ipynb #26e03ca6
 def losses(t: Training, batch: Batch, size: tuple | None = None): # -> () total, dict of box, obj, cls and what extra adds
     "Forward: a batch's loss."
     batch = replace(batch, targets=trimmed(batch.targets)).to(t.dev)
