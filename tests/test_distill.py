@@ -1,0 +1,86 @@
+"A teacher through the whole chain: named, recorded, resumed, refused."
+import math
+from pathlib import Path
+import pytest, torch
+from small import checkout
+from yolokit import distill, runs
+from yolokit.model import Detector
+from yolokit.prune import prune
+from yolokit.runs import Run
+from yolokit.stages import Config, stage
+from yolokit.train import TrainError, save_weights
+from yolokit.weights import load_checkpoint
+
+C = dict(data='squares', network='tiny.cfg', stage='baseline', weights='none', bs=4, steps=4, workers=0, threads=1, device='cpu', amp='off')
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    folder = checkout(tmp_path_factory.mktemp('checkout'), 8)
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('YOLOKIT_ROOT', str(folder))
+        yield folder
+
+
+@pytest.fixture(scope='module')
+def parent(root): return stage(Config(**C, name='parent'), lambda *a, **kw: lambda d: dict(AP=.5, AP50=.5))
+
+
+def taught(name, **kw): return stage(Config(**C | kw, name=name, teacher='parent'), extra=distill.teach)
+
+
+def test_teacher_is_recorded_and_its_losses_are_logged_and_bits_come_again(parent):
+    a, b = taught('a'), taught('b')
+    t = a.info['teacher']
+    assert t['file'] == 'runs/parent/weights/best.pt' and len(t['sha256']) == 64 and t['numbers']['answers'] > 0
+    rows = runs.read_rows(a.folder/'steps.csv')
+    assert {'t_box', 't_obj', 't_cls', 't_look'} <= set(rows) and all(math.isfinite(rows[k][-1]) for k in rows)
+    assert a.info['weights_sha256'] == b.info['weights_sha256'] != parent.info['weights_sha256']
+    assert set(load_checkpoint(a.folder/'weights/best.pt').state_dict()) == set(load_checkpoint(parent.folder/'weights/best.pt').state_dict())
+
+
+def test_a_run_goes_on_with_the_teacher_that_it_had_and_with_no_other(parent, monkeypatch):
+    whole = taught('whole')
+    cut = lambda *a, **kw: (_ for _ in ()).throw(runs.Stopped('cut'))
+    with monkeypatch.context() as m:
+        m.setattr('yolokit.train.judge', cut)
+        with pytest.raises(runs.Stopped): taught('cut')
+    again = stage(Config(resume='cut'), extra=distill.teach)
+    assert again.info['weights_sha256'] == whole.info['weights_sha256']
+    with monkeypatch.context() as m:
+        m.setattr('yolokit.train.judge', cut)
+        with pytest.raises(runs.Stopped): taught('other')
+    best = parent.folder/'weights/best.pt'
+    was = best.read_bytes()
+    try:
+        save_weights(best, load_checkpoint(best), note='another')
+        with pytest.raises(distill.DistillError, match='its teacher .* is not what it was'): stage(Config(resume='other'), extra=distill.teach)
+    finally: best.write_bytes(was)
+
+
+def test_pruned_channels_are_recognised(parent):
+    d = load_checkpoint(parent.folder/'weights/best.pt').eval()
+    small = prune(d, .6, 'params', multiple=4, least=4)
+    rows = distill.cut_from(small, d)
+    gamma = lambda x, i: x.layers[i].bn.weight
+    assert len(rows) == 3 and any(len(r) < len(gamma(d, i)) for i, r in rows.items())
+    for i, r in rows.items(): assert torch.equal(gamma(small, i), gamma(d, i)[r])
+    # a network of the same shape that was never part of it
+    assert all((r < 0).all() for r in distill.cut_from(Detector(small.cfg, small.names, 5), d).values())
+
+
+def test_half_precision_agrees_with_float(parent):
+    from types import SimpleNamespace
+    d = load_checkpoint(parent.folder/'weights/best.pt')
+    x, out = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0)), []
+    for amp in 'off', 'bf16':
+        s = prune(d, .6, 'params', multiple=4, least=4).train()
+        e = distill.Distill(s, load_checkpoint(parent.folder/'weights/best.pt'))
+        e.attach(s)
+        out.append(e(SimpleNamespace(dev=torch.device('cpu'), amp=amp), x, s(x, logits=True)))
+    for k in out[0]: assert out[1][k].item() == pytest.approx(out[0][k].item(), rel=.1, abs=1e-3), k
+
+
+def test_wrong_teachers_are_told_before_anything_is_done(root):
+    with pytest.raises(TrainError, match='teacher=nobody: there is no run of that name'): stage(Config(**C, teacher='nobody'), extra=distill.teach)
+    with pytest.raises(TrainError, match='nobody here knows how'): stage(Config(**C, teacher='tiny.cfg'))
