@@ -103,6 +103,7 @@ class Teaching:
     tau: float = 1.      # temperature of classes
     tau_look: float = 1. # of positions
 
+# %% ../nbs/52_distill.ipynb #73620599
 def match(student: Detector, teacher: Detector) -> list: # of pairs of head numbers
     "Heads of the same stride."
     for d in (student, teacher):
