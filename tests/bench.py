@@ -88,8 +88,8 @@ def judging():
     line('500 images, matching at ten thresholds; 300 draws', turns(1, match=lambda: match.match(truth, found), interval=lambda: certainty.interval(truth, found, 300), errors=lambda: errors.costs(errors.errors(truth, found))))
 
 
-def evaluation():
-    "Both files read, checked and judged; three turns, each evaluator once in each."
+def evaluation(n_turns=3):
+    "Both files read, checked and judged; each evaluator once in each turn."
     rng, n, per = ground.rng(3), 5000, 100
     share = 1/np.arange(1, 81)
     box = lambda m: np.stack([rng.uniform(0, 500, m), rng.uniform(0, 350, m), rng.uniform(8, 140, m), rng.uniform(8, 130, m)], 1)
@@ -118,7 +118,7 @@ def evaluation():
             numbers[backend] = list(evaluate.coco(t, evaluate.results(files[1], t, backend == 'ultrafast-pycocotools'), backend).numbers.values())
         took = {b: [] for b in ('pycocotools', *evaluate.BACKENDS[::2])}
         for b in evaluate.BACKENDS: evaluate.backend_classes(b)
-        for _ in range(3):
+        for _ in range(n_turns):
             for b in took:
                 began = time.process_time()
                 reference() if b == 'pycocotools' else ours(b)
