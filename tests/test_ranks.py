@@ -128,7 +128,7 @@ def test_a_team_speaks(root):
 
 def call(folder, *words, torchrun=False):
     "A stage on two processes, from Python as the notebook does it, or under torchrun itself."
-    program = 'import sys; from yolokit import evaluate, runs, stages; stages.stage(runs.collect(dict(w.split("=") for w in sys.argv[1:]), stages.Config), evaluate=evaluate.validator)'
+    program = 'import sys; from yolokit import evaluate, runs, stages; stages.stage(runs.collect(dict(w.split("=", 1) for w in sys.argv[1:]), stages.Config), evaluate=evaluate.validator)'
     start = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '-m', 'yolokit.stages', 'finish=none'] if torchrun else ['-c', program, 'gpus=2']
     words = ['device=cpu', *words] if any(w.startswith('resume') for w in words) else [*FIXED, *words]
     return subprocess.Popen([sys.executable, *start, *words], env=environment(folder) | dict(PYTHONPATH=str(ROOT)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
@@ -190,7 +190,8 @@ def test_stopped_lost_and_resumed_is_the_same(root, tmp_path):
     "Invariant mode on two processes: SIGTERM to the caller, to torchrun, a rank killed, the agent killed, the caller killed; each resumed, on one, two or four processes."
     long = ('steps=150', 'change=virtual=4')
     p = call(root, *long, 'name=whole')
-    assert p.wait(400) == 0, p.communicate()[0][-3000:]
+    said = p.communicate(timeout=400)[0]
+    assert p.returncode == 0, said[-3000:]
     want = final(root, 'whole')
     cases = dict(caller=(signal.SIGTERM, lambda p, kin: p.pid, 'interrupted', 2), ctrl_c=(signal.SIGINT, lambda p, kin: p.pid, 'interrupted', 1),
                  torchrun=(signal.SIGTERM, lambda p, kin: p.pid, 'interrupted', 2), rank=(signal.SIGKILL, lambda p, kin: [k for k in kin if b'yolokit.stages' in Path(f'/proc/{k}/cmdline').read_bytes()][0], 'failed', 4),

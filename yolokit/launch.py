@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FOLLOWS', 'PATIENCE', 'agent', 'first_failure', 'Listener', 'launched', 'wait_for']
 
-# %% ../nbs/33_launch.ipynb #6de357f8
-import json, os, re, signal, subprocess, sys, tempfile, threading, time, uuid
+# %% ../nbs/33_launch.ipynb #a50fd710
+import json, os, re, shutil, signal, subprocess, sys, tempfile, threading, time, uuid
 from pathlib import Path
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -23,13 +23,15 @@ def agent(n: int, # processes
     "Start n ranks and wait for them."
     config = LaunchConfig(1, 1, n, run_id=uuid.uuid4().hex[:8], rdzv_backend='c10d', rdzv_endpoint='localhost:0', local_addr='localhost',
                           max_restarts=0, logs_specs=DefaultLogsSpecs(str(folder/'ranks')))
-    threading.Thread(target=watch_parent, args=(Stop(), threading.Event()), daemon=True).start()
+    stop = Stop()
+    threading.Thread(target=watch_parent, args=(stop, threading.Event()), daemon=True).start()
     try: elastic_launch(config, sys.executable)(*words)
     except SignalException: return 143
     except ChildFailedError as e:
         rank, code, why = first_failure(e.failures)
         (folder/'failure.json').write_text(json.dumps(dict(rank=rank, exit=code, why=why)))
         return 143 if code == 143 else 1
+    finally: stop.orphan and shutil.rmtree(folder, ignore_errors=True)  # nobody else will
     return 0
 
 # %% ../nbs/33_launch.ipynb #a4c5aa79

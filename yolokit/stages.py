@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'Config', 'where', 'check', 'network_of', 'suited', 'text_sha', 'source', 'file_of', 'start_from', 'Leg',
-           'Job', 'changed', 'recipe_of', 'chain', 'resumed', 'alive', 'batches_an_epoch', 'loader_of', 'size_of',
-           'probe', 'on_what', 'minutes', 'announce', 'from_what', 'append', 'prepared', 'leg_done', 'travel', 'outset',
-           'tidied', 'finished', 'as_before', 'stage', 'planned', 'drive', 'ended', 'arrived', 'enough', 'word',
-           'function_of', 'elsewhere', 'main']
+           'Job', 'changed', 'recipe_of', 'chain', 'resumed', 'alive', 'started', 'batches_an_epoch', 'loader_of',
+           'size_of', 'probe', 'on_what', 'minutes', 'announce', 'from_what', 'append', 'prepared', 'leg_done',
+           'travel', 'outset', 'tidied', 'finished', 'as_before', 'stage', 'planned', 'drive', 'ended', 'arrived',
+           'enough', 'word', 'function_of', 'elsewhere', 'main']
 
 # %% ../nbs/34_stages.ipynb #db4a93d4
 import copy, hashlib, importlib, itertools, math, os, sys, time
@@ -201,7 +201,7 @@ def resumed(name: str, job: Job) -> None:
     run = Run.open(name)
     i = run.info
     if i['state'] == 'finished': raise RunError(f'run {name} is finished: there is nothing to resume')
-    if i['state'] == 'running' and i.get('host') == runs.machine(torch.device('cpu'))['host'] and i.get('pid') != os.getpid() and alive(i.get('pid')):
+    if i['state'] == 'running' and i.get('host') == runs.machine(torch.device('cpu'))['host'] and i.get('pid') != os.getpid() and alive(i.get('pid'), i.get('born', '')):
         raise RunError(f'run {name} is still running, as process {i["pid"]}')
     for what, was, now in (('data', i['data']['fingerprint'], job.facts['fingerprint']), ('network', i['network']['sha256'], text_sha(job.cfg))):
         if was != now: raise RunError(f'run {name} cannot go on: the {what} is not what it was ({was[:12]} then, {now[:12]} now)')
@@ -216,12 +216,18 @@ def resumed(name: str, job: Job) -> None:
     start = i.get('start') or (str(parent.folder/'weights/best.pt') if parent else 'none')
     job.legs.append(Leg(run, recipe, start, state=runs.load_checkpoint(run.folder/'checkpoint', run.say)))
 
-def alive(pid) -> bool:
-    "Is there a process with this number?"
+# %% ../nbs/34_stages.ipynb #593425ff
+def alive(pid, born: str = '') -> bool: # born: when it was started, if that is known
+    "Is there a process with this number, the same one? In a container that starts again numbers soon come again."
     try: os.kill(int(pid), 0)
-    except PermissionError: return True
+    except PermissionError: pass
     except (OSError, TypeError, ValueError): return False
-    return True
+    return not born or started(pid) == born
+
+def started(pid) -> str: # '' where it cannot be told
+    "When a process was started, in the kernel's ticks."
+    try: return Path('/proc', str(pid), 'stat').read_text().rsplit(')', 1)[1].split()[19]
+    except (OSError, IndexError): return ''
 
 # %% ../nbs/34_stages.ipynb #d38fa6bc
 def batches_an_epoch(n: int, r: Recipe) -> int: # n images
@@ -328,7 +334,7 @@ def leg_done(leg: Leg, t: Training, seconds: float) -> None:
 def travel(job: Job, leg: Leg, evaluate, finish, stop: Stop, loader: Loader | None = None, extra=None) -> None:
     "Run one leg: train, judge, finish, report."
     run, c, team, began = leg.run, job.config, job.team, time.monotonic()
-    run.update(state='running', pid=os.getpid(), host=runs.machine(torch.device('cpu'))['host'], world=team.world)
+    run.update(state='running', pid=os.getpid(), born=started(os.getpid()), host=runs.machine(torch.device('cpu'))['host'], world=team.world)
     d = outset(job, leg)
     more = extra(run, d, leg.recipe) if extra else None
     loader = loader or loader_of(job, leg.recipe, run.log)
