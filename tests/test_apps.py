@@ -93,3 +93,15 @@ def test_a_signal_to_papermill_saves_and_leaves_nothing_behind(root, tmp_path, s
     assert p.returncode
     assert list((root/f'runs/{name}/checkpoint').glob('step-*.sha256'))
     assert f'resume={name}' in (root/f'runs/{name}/log.txt').read_text()
+
+
+def test_amp_story(root, tmp_path):
+    "The notebook with a few steps of a small network: every cell runs, and shows what it tells."
+    small = dict(pictures=4, steps=4, bs=2, width=64, height=64, device='cpu')
+    p = [x for k, v in small.items() for x in ('-p', k, str(v))]
+    done = subprocess.run([sys.executable, '-m', 'papermill', '--no-progress-bar', str(TRAIN.parent/'amp.ipynb'), str(tmp_path/'amp.ipynb'), *p], cwd='/', env=environment(root),
+                          capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = (tmp_path/'amp.ipynb').read_text()
+    assert said.count('"image/png"') >= 4 and 'clipped, then unscaled' in said and 'fail_on_recompile' in said
+    assert list((root/'runs').glob('amp*')) == []                           # it leaves nothing behind
