@@ -76,6 +76,7 @@ def arms(cfg: Cfg, names: list, loader: Loader, recipe: Recipe,
             out[amp] = dict(start=start, end=state_hash(t.detector), steps=runs.read_rows(run.folder/'steps.csv'), scale=t.scaler.get_scale() if t.scaler.is_enabled() else 1.)
     return out
 
+# %% ../nbs/35_sixteen.ipynb #fe8cbe1f
 def loss_of(steps: dict) -> np.ndarray: # (n,) of the columns of a run
     "The loss that is gone down."
     return steps['box'] + steps['obj'] + steps['cls']
@@ -190,6 +191,7 @@ def clipped(t: Training, batch: Batch, limit: float, scales) -> dict: # columns:
     t.optimizer.zero_grad()
     return dict(zip(('scale', 'norm', 'right', 'wrong'), np.array(rows).T))
 
+# %% ../nbs/35_sixteen.ipynb #475b65ef
 def clip_drawn(c: dict, limit: float): # of clipped -> matplotlib Figure
     "The norm that is stepped with, over the scale."
     from matplotlib.figure import Figure
@@ -217,6 +219,7 @@ def drives(per: int = 100, epochs: int = 7, # iterations an epoch
             'by the iteration: warm restarts': of(warm), 'the same, stepped once an epoch by mistake': np.array([restarts(k//per, per*epochs, .02, per, 2) for k in i]),
             'by a metric: plateau': np.array(held)[i//per]}
 
+# %% ../nbs/35_sixteen.ipynb #abd39952
 def drawn(curves: dict, per: int = 100): # of drives -> matplotlib Figure
     from matplotlib.figure import Figure
     fig = Figure(figsize=(11, 1.9), dpi=75)
@@ -252,6 +255,7 @@ def compiled(sizes, # of a square image, one a call
     graphs = int(counters['stats']['unique_graphs'])
     return dict(calls=k + (not error), shapes=len(seen), graphs=graphs, uncompiled=max(0, len(seen) - graphs), error=error)
 
+# %% ../nbs/35_sixteen.ipynb #23079d5e
 def table(rows: dict) -> str: # name -> dict; Markdown
     "Rows as a table."
     heads = list(next(iter(rows.values())))
