@@ -82,7 +82,7 @@ def test_app_has_parameters_no_outputs_no_logic(path):
         assert not re.search(r'^\s*(def|class) ', src(c), re.M), f'logic in an app: {src(c)[:60]}'
         assert path.stem == 'amp' or not c['outputs'], 'apps are committed without outputs'
     # its story is in what it shows: all cells but the parameters' have run, in order
-    if path.stem == 'amp': assert all(c['outputs'] for c in code(path) if c is not tagged[0]) and sum('image/png' in o.get('data', {}) for c in code(path) for o in c['outputs']) >= 4
+    if path.stem == 'amp': assert all(c['outputs'] for c in code(path) if c['id'] != tagged[0]['id']) and sum('image/png' in o.get('data', {}) for c in code(path) for o in c['outputs']) >= 4
 
 
 def test_library_imports_without_the_extras():

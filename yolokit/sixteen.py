@@ -111,6 +111,7 @@ def saved_bytes(t: Training, batch: Batch) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x): backward(t, batch)
     return sum(seen.values())
 
+# %% ../nbs/35_sixteen.ipynb #0163ea95
 def now(dev: torch.device) -> float: # seconds
     "CPU time; on a GPU the clock, once it is done."
     if dev.type != 'cuda': return time.process_time()
