@@ -191,7 +191,7 @@ def draw_channels(c: Channels, keep=None, # (units,) bool; None: all
             u = out[a]
             ax.bar(l.index, b - a, .8, a, color='#bbbbbb' if colour[u] < 0 else PALETTE[colour[u] % len(PALETTE)],
                    alpha=1 if keep is None or keep[u] else .2, edgecolor='w', lw=.4)
-    ax.set_xticks(range(len(c.plan)), [f'{l.index} {l.type[:12]}' for l in c.plan], rotation=90, fontsize=7)
+    ax.set_xticks(range(len(c.plan)), [f'{l.index} {l.type}' for l in c.plan], rotation=90, fontsize=7)
     ax.set_ylabel('channel'); ax.spines[['top', 'right']].set_visible(False)
     return ax
 
