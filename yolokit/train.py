@@ -322,8 +322,8 @@ class Kept:
     def __init__(self, module: nn.Module):
         self.buffers = [b for b in module.buffers() if b.numel()]
         self.copy = [b.clone() for b in self.buffers]
-    def keep(self): torch._foreach_copy_(self.copy, self.buffers)
-    def back(self): torch._foreach_copy_(self.buffers, self.copy)
+    def keep(self): self.copy and torch._foreach_copy_(self.copy, self.buffers)  # a network without BatchNorm has none
+    def back(self): self.copy and torch._foreach_copy_(self.buffers, self.copy)
 
 # %% ../nbs/33_train.ipynb #f7970400
 def ailing(named) -> list: # names; named: (name, tensor or None)
