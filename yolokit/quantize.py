@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['TARGETS', 'METHODS', 'SAME', 'CARRY', 'QAT', 'Grid', 'grid', 'snap', 'channel_scales', 'as_int8', 'Histogram',
            'CalibrationError', 'error', 'minmax', 'percentile', 'mse', 'divergence', 'entropy', 'pictures', 'layer_of',
-           'int8_nodes', 'tensors', 'observe', 'shared_grids', 'plans', 'pair', 'weight_tensors', 'insert', 'Runtime',
-           'noise', 'maps_of', 'Calibration', 'calibrate', 'sensitivity', 'all_layers', 'search', 'alone', 'offer',
-           'Quantised', 'left_out', 'ptq', 'shipped', 'Played', 'Fake', 'fake', 'apart', 'qat', 'write_plan',
-           'read_plan', 'trt_number', 'write_table', 'read_table', 'tops', 'to_deepstream']
+           'int8_nodes', 'tensors', 'observe', 'shared_grids', 'plans', 'pair', 'weight_tensors', 'grid_tensors',
+           'rebuild', 'insert', 'Runtime', 'noise', 'maps_of', 'Calibration', 'calibrate', 'sensitivity', 'all_layers',
+           'search', 'alone', 'offer', 'Quantised', 'left_out', 'ptq', 'shipped', 'Played', 'Fake', 'played', 'fake',
+           'apart', 'qat', 'write_plan', 'read_plan', 'trt_number', 'write_table', 'read_table', 'tops',
+           'to_deepstream']
 
 # %% ../nbs/53_quantize.ipynb #49b65860
 import copy, json, struct, time
@@ -228,6 +229,18 @@ def weight_tensors(n, arrays: dict, g: Grid | None, # of the input
         dqs.append((name, f'{name}_dq'))
     return new, dqs
 
+# %% ../nbs/53_quantize.ipynb #52751af0
+def grid_tensors(t: str, g: Grid) -> dict: # name → array
+    "Scale and zero of an activation; the zero's type is the integers'."
+    return {f'{t}_scale': np.float32(g.scale), f'{t}_zero': np.array(g.zero, np.uint8 if g.low == 0 else np.int8)}
+
+def rebuild(m, nodes: list, new: dict) -> None: # name → array
+    "Other nodes, more tensors; those nobody reads any more go. In place."
+    used = {x for n in nodes for x in n.input}
+    kept = [t for t in m.graph.initializer if t.name in used] + [need().numpy_helper.from_array(np.asarray(a), k) for k, a in new.items()]
+    m.graph.ClearField('node'); m.graph.node.extend(nodes)
+    m.graph.ClearField('initializer'); m.graph.initializer.extend(kept)
+
 # %% ../nbs/53_quantize.ipynb #e4bcd19a
 def insert(model, # float ModelProto, left as it is
            plan: dict, # tensor → Grid; what int8 nodes need, the rest is ignored
@@ -240,7 +253,7 @@ def insert(model, # float ModelProto, left as it is
     names, convs = tensors(m, nodes, target), {n.name for n in nodes if n.op_type == 'Conv'}
     if missing := [t for t in names if t not in plan]: raise CalibrationError(f'no range for the tensors {", ".join(missing[:5])}: calibrate this network')
     new, out, behind = {}, [], {t: f'{t}_dq' for t in names}
-    for t in names: new |= {f'{t}_scale': np.float32(plan[t].scale), f'{t}_zero': np.array(plan[t].zero, np.uint8 if plan[t].low == 0 else np.int8)}
+    for t in names: new |= grid_tensors(t, plan[t])
     if 'input' in names: out += pair(h, 'input', plan['input'])
     for n in m.graph.node:
         reads = [behind.get(x, x) for x in n.input]
@@ -251,10 +264,7 @@ def insert(model, # float ModelProto, left as it is
             reads[1:1 + len(dqs)] = [dq for _, dq in dqs]
         n.input[:] = reads
         out += [n, *(p for t in n.output if t in behind for p in pair(h, t, plan[t]))]
-    used = {x for n in out for x in n.input}
-    kept = [t for t in m.graph.initializer if t.name in used] + [o.numpy_helper.from_array(np.asarray(a), k) for k, a in new.items()]
-    m.graph.ClearField('node'); m.graph.node.extend(out)
-    m.graph.ClearField('initializer'); m.graph.initializer.extend(kept)
+    rebuild(m, out, new)
     h.set_model_props(m, {p.key: p.value for p in model.metadata_props} | dict(quantized='int8 Q/DQ', target=target, floats=' '.join(map(str, sorted(floats)))))
     return m
 
@@ -301,6 +311,7 @@ class Calibration:
     def layers(self): return [layer_of(n.name) for n in int8_nodes(self.model, (), self.target) if n.op_type == 'Conv']
     def quantised(self, floats=()): return insert(self.model, self.plan, floats, self.target)
 
+# %% ../nbs/53_quantize.ipynb #82bd74fe
 def calibrate(detector: Detector, # left as it is
               images,             # Table, folder or files; or a list of arrays (1, 3, h, w)
               target: str = 'onnxruntime', n: int = 64, seed: int = 0, mode: str = 'letterbox',
@@ -414,6 +425,7 @@ def ptq(detector: Detector, # left as it is
     left, history = search(c, truth, detector, goal, budget, {k: v for k, v in costs.items() if k not in floats}, log) if truth else ([], [])
     return shipped(detector, c, sorted({*floats, *left}), folder, form, costs, history, log)
 
+# %% ../nbs/53_quantize.ipynb #a99d842d
 def shipped(detector: Detector, c: Calibration, floats, folder, form='decoded', costs=None, history=None, log=None) -> Quantised:
     "Both files, and which is to be taken."
     folder, name = Path(folder), detector.cfg.name
@@ -462,20 +474,23 @@ class Fake(Detector):
         if layer.act.name not in ('swish', 'silu'): return layer.act(x)
         return x*self.round(f'{i}_Sigmoid', x.sigmoid())
 
-    def forward(self, x, logits=False):
-        maps, at, ends = {-1: self.round('input', x)}, {h.index for h in self.heads}, []
-        for i, layer in enumerate(self.layers):
-            xs = [maps[j] for j in self.inputs[i]]
-            if type(layer) is Conv and layer.blur is None:
-                y = single(self.convolve(i, layer, xs[0]))
-                if i not in self.sigma or not logits: y = self.activate(i, layer, y)
-            else: y = layer(*xs)
-            end = self.ends.get(i, '')
-            if not end.endswith('_Conv') and not (i in self.sigma and logits): y = self.round(end, y)
-            if i in at: ends.append(single(y))
-            maps[i] = y
-            for j in self.free[i]: del maps[j]
-        return ends
+# %% ../nbs/53_quantize.ipynb #79fdcb1f
+def played(self, x, logits=False): # as model.forward
+    "Head maps, with every number rounded where the file rounds it."
+    maps, at, ends = {-1: self.round('input', x)}, {h.index for h in self.heads}, []
+    for i, layer in enumerate(self.layers):
+        xs = [maps[j] for j in self.inputs[i]]
+        if type(layer) is Conv and layer.blur is None:
+            y = single(self.convolve(i, layer, xs[0]))
+            if i not in self.sigma or not logits: y = self.activate(i, layer, y)
+        else: y = layer(*xs)
+        end = self.ends.get(i, '')
+        if not end.endswith('_Conv') and not (i in self.sigma and logits): y = self.round(end, y)
+        if i in at: ends.append(single(y))
+        maps[i] = y
+        for j in self.free[i]: del maps[j]
+    return ends
+Fake.forward = played
 
 # %% ../nbs/53_quantize.ipynb #863c49c8
 def fake(detector: Detector, # left as it is
@@ -562,6 +577,7 @@ def tops(c: Calibration, floats=()) -> dict: # tensor → largest magnitude
     f = METHODS[c.method] if c.method in METHODS else mse
     return {t: max(map(abs, f(h, 'tensorrt'))) for t, h in observe(c.model, names, c.first).items()}
 
+# %% ../nbs/53_quantize.ipynb #369d406f
 def to_deepstream(detector: Detector, # left as it is
                   folder, c: Calibration, # of target 'tensorrt'
                   floats=(), via: str = 'qdq', # or 'table': the float ONNX with a calibration table
@@ -584,7 +600,5 @@ def to_deepstream(detector: Detector, # left as it is
         need().checker.check_model(q, full_check=True)
         with atomic(model) as part: part.write_bytes(q.SerializeToString()) # what was verified above, now with Q and DQ
     export.write_text(config, text)
-    own = export.read_config(config)['property']
-    if own['network-mode'] != '1' or 'int8' not in own['model-engine-file']: raise export.ExportError(f'{config}: could not be set to int8')
     e.done.append(f'int8 by {"Q/DQ nodes" if via == "qdq" else "calibration.table"}: modelled on TensorRT\'s rules, not run in it')
     return e
