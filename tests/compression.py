@@ -1,0 +1,59 @@
+"""What a teacher gives back of what pruning takes: on the embedded default, at equal steps, several seeds.
+
+    OMP_NUM_THREADS=1 nice -n 10 python tests/compression.py parent=runs/finetune-001/weights/best.pt budget=0.8 steps=200 seeds=0,1,2
+
+Prints a Markdown table: the parent, and the pruned network fine-tuned without and with its parent as teacher.
+"""
+import sys, tempfile, time
+from dataclasses import replace
+from pathlib import Path
+import numpy as np, torch
+from yolokit import compress, datasets, distill, evaluate, runs
+from yolokit.distill import Distill
+from yolokit.loader import Loader
+from yolokit.train import RECIPES, fit, precision
+from yolokit.weights import load_checkpoint
+
+CPU = torch.device('cpu')
+
+
+def fine_tuned(parent, small, table, judge, recipe, seed, teacher, threads):
+    "AP, AP50, CPU seconds of one fine-tuning."
+    with tempfile.TemporaryDirectory() as folder, runs.exact(threads):
+        run = runs.Run.new('x', 'x', folder, seed=seed)
+        extra = Distill(small, load_checkpoint(parent), recipe.gains, seed=seed) if teacher else None
+        loader, began = Loader(table.split('train'), small.size, recipe.bs, seed, recipe.augment, workers=0), time.process_time()
+        fit(run, small.train(), loader, recipe, judge, CPU, precision('auto', CPU), extra=extra)
+        m = runs.read_rows(run.folder/'metrics.csv')
+        return m['AP'][-1], m['AP50'][-1], time.process_time() - began
+
+
+def main(parent, budget='0.8', of='macs', steps='200', lr0='0.003', seeds='0,1,2', by='l1', how='global', multiple='4', threads='1'):
+    table = datasets.ensure('').table
+    d = load_checkpoint(parent).eval()
+    judge = evaluate.validator(table.split('val'), d.size, 8, 0)
+    c = compress.CompressConfig(of=of, by=by, how=how, multiple=int(multiple))
+    batches, whole = compress.batches_of(table, d.size, 0), compress.cost(d.cfg)
+    recipe = replace(RECIPES['finetune'], steps=int(steps), lr0=float(lr0), every=1e6)
+    made = lambda: compress.smaller(d, float(budget), whole[of], c, batches)
+    m, small = judge(d), made()
+    left = compress.cost(small.cfg)
+    print(f'{Path(parent).name}: {steps} steps of {recipe.bs}, lr0 {lr0}; {left["params"]/whole["params"]:.3f} of the parameters and {left["macs"]/whole["macs"]:.3f} of the MACs left; {distill.Teaching()}\n')
+    print('| | seed | AP | AP50 | CPU s |\n|---|---|---|---|---|')
+    print(f'| parent | | {m["AP"]:.4f} | {m["AP50"]:.4f} | |', flush=True)
+    u = judge(small)
+    print(f'| pruned, not trained | | {u["AP"]:.4f} | {u["AP50"]:.4f} | |', flush=True)
+    found = {}
+    for seed in map(int, seeds.split(',')):
+        for who in ('alone', 'taught'):
+            ap, ap50, s = fine_tuned(parent, made(), table, judge, recipe, seed, who == 'taught', int(threads))
+            found.setdefault(who, []).append((ap, ap50))
+            print(f'| {who} | {seed} | {ap:.4f} | {ap50:.4f} | {s:.0f} |', flush=True)
+    a, b = (np.array(found[k]) for k in ('alone', 'taught'))
+    for k, name in enumerate(('AP', 'AP50')):
+        lost, back = 100*(m[name] - a[:, k]), 100*(b[:, k] - a[:, k])
+        print(f'\n{name}: alone {a[:, k].mean():.4f} ({a[:, k].min():.4f}–{a[:, k].max():.4f}), taught {b[:, k].mean():.4f} ({b[:, k].min():.4f}–{b[:, k].max():.4f}); '
+              f'lost {lost.mean():.1f} points, {back.mean():.1f} of them back: {100*back.mean()/lost.mean():.0f} %')
+
+
+if __name__ == '__main__': main(**dict(a.split('=', 1) for a in sys.argv[1:]))

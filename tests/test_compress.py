@@ -1,0 +1,80 @@
+"The compress app through papermill on a few drawn pictures: two budgets, asked twice; killed and gone on with; the parent is never touched."
+import json, subprocess, sys
+from pathlib import Path
+import pytest
+from small import checkout, environment
+from yolokit import compress, evaluate, leaderboard, prune, runs, submit
+from yolokit.compress import CompressConfig, CompressError
+from yolokit.ground import sha256
+from yolokit.runs import Run
+from yolokit.stages import Config, stage
+
+ROOT = Path(__file__).resolve().parents[1]
+C = dict(bs=4, steps=3, workers=0, threads=1, device='cpu')
+files = lambda run: {p.relative_to(run.folder).as_posix(): sha256(p) for p in sorted(run.folder.rglob('*')) if p.is_file()}
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    folder = checkout(tmp_path_factory.mktemp('checkout'), 16)
+    cfg = (folder/'tiny.cfg').read_text()
+    (folder/'wide.cfg').write_text(cfg.replace('filters=8', 'filters=16').replace('filters=16', 'filters=32', 1))
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('YOLOKIT_ROOT', str(folder))
+        yield folder
+
+
+@pytest.fixture(scope='module')
+def parent(root):
+    return stage(Config(**C, data='squares', network='wide.cfg', stage='baseline', weights='none', name='parent'), evaluate.validator, submit.deliver)
+
+
+def test_chapters_and_app_are_there():
+    for n in ('52_distill', '54_front', '55_compress', 'compress'): assert (ROOT/f'nbs/{n}.ipynb').is_file()
+
+
+def test_two_budgets_through_papermill_then_nothing_left_to_do(root, parent, tmp_path):
+    was, args = files(parent), [x for k, v in dict(C, parent='parent', budgets='0.6 0.4', int8=False).items() for x in ('-p', k, str(v))]
+    done = subprocess.run([sys.executable, '-m', 'papermill', '--no-progress-bar', str(ROOT/'nbs/compress.ipynb'), str(tmp_path/'out.ipynb'), *args], cwd='/', env=environment(root), capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, budget in (('compress-001', .6), ('compress-002', .4)):
+        i = Run.open(name).info
+        assert (i['state'], i['stage'], i['parent'], i['compress']['asked']['budget']) == ('finished', 'compress', 'parent', budget)
+        assert {'predictions.json', 'judged.json', 'report.ipynb', 'weights/best.pt'} <= set(files(Run.open(name)))
+        assert any(f.endswith('.cfg') for f in i['shipped']) and any(f.endswith('.onnx') for f in i['shipped'])
+    assert (Run.open('compress-002').folder/'plots/front.png').is_file()
+    assert {r['name'] for r in leaderboard.rows()} >= {'parent', 'compress-001', 'compress-002'}
+    n = len(runs.all_runs())
+    again = compress.compress(CompressConfig(parent='parent', budgets='0.6 0.4', int8=False, **C))
+    assert [r.name for r in again['runs']] == ['compress-001', 'compress-002'] and len(runs.all_runs()) == n
+    assert files(parent) == was
+
+
+def test_killed_while_training_it_goes_on(parent, monkeypatch):
+    c = CompressConfig(parent='parent', budget=.5, int8=False, **C)
+    with monkeypatch.context() as m:
+        m.setattr('yolokit.train.judge', lambda *a, **kw: (_ for _ in ()).throw(runs.Stopped('killed')))
+        with pytest.raises(runs.Stopped): compress.compress(c)
+    n = len(runs.all_runs())
+    run, = compress.compress(c)['runs']
+    assert len(runs.all_runs()) == n and run.info['state'] == 'finished'
+
+
+def test_what_cannot_be_done_is_said_and_leaves_the_parent_alone(root, parent):
+    was, n = files(parent), len(runs.all_runs())
+    def refused(error, says, **kw):
+        with pytest.raises(error, match=says): compress.compress(CompressConfig(**C | dict(parent='parent') | kw))
+    refused(prune.PruneError, 'cannot be reached', budget=.001)
+    refused(CompressError, 'above 0 and below 1', budget=1.5)
+    refused(runs.RunError, 'no run nobody', parent='nobody')
+    lost = next((root/'squares/images/train').glob('*.png'))
+    bytes_ = lost.read_bytes()
+    lost.unlink()
+    try:
+        with pytest.raises(Exception): compress.compress(CompressConfig(**C, parent='parent', budget=.7))
+    finally: lost.write_bytes(bytes_)
+    parent.update(state='interrupted')
+    refused(CompressError, 'is interrupted, not finished')
+    parent.info['state'] = 'finished'
+    parent.update()
+    assert files(parent) == was and len(runs.all_runs()) == n
