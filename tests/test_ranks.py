@@ -188,13 +188,13 @@ def goes_on(folder, name, *words):
 @pytest.mark.soak
 def test_stopped_lost_and_resumed_is_the_same(root, tmp_path):
     "Invariant mode on two processes: SIGTERM to the caller, to torchrun, a rank killed, the agent killed, the caller killed; each resumed, on one, two or four processes."
-    long = ('steps=150', 'change=virtual=4')
+    long = ('steps=80', 'change=virtual=4')
     p = call(root, *long, 'name=whole')
     said = p.communicate(timeout=400)[0]
     assert p.returncode == 0, said[-3000:]
     want = final(root, 'whole')
     cases = dict(caller=(signal.SIGTERM, lambda p, kin: p.pid, 'interrupted', 2), ctrl_c=(signal.SIGINT, lambda p, kin: p.pid, 'interrupted', 1),
-                 torchrun=(signal.SIGTERM, lambda p, kin: p.pid, 'interrupted', 2), rank=(signal.SIGKILL, lambda p, kin: [k for k in kin if b'yolokit.stages' in Path(f'/proc/{k}/cmdline').read_bytes()][0], 'failed', 4),
+                 torchrun=(signal.SIGTERM, lambda p, kin: p.pid, 'interrupted', 2), rank=(signal.SIGKILL, lambda p, kin: [k for k in kin[:-1] if b'yolokit.launch' not in Path(f'/proc/{k}/cmdline').read_bytes()][0], 'failed', 4),
                  first=(signal.SIGKILL, lambda p, kin: kin[-1], 'failed', 1), agent=(signal.SIGKILL, lambda p, kin: [k for k in kin if b'yolokit.launch' in Path(f'/proc/{k}/cmdline').read_bytes()][0], 'interrupted', 2),
                  gone=(signal.SIGKILL, lambda p, kin: p.pid, 'interrupted', 2))
     for name, (sig, whom, state, then) in cases.items():

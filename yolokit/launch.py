@@ -49,7 +49,7 @@ def first_failure(failures: dict, # rank: a ProcessFailure of torchelastic
 # %% ../nbs/33_launch.ipynb #c188fa00
 class Listener:
     "Passes on what is written to a file: the bar into its place, the rest as lines."
-    def __init__(self, path: Path): self.file, self.rest, self.screen = open(path, encoding='utf-8', errors='replace'), '', Screen()
+    def __init__(self, path: Path): self.file, self.rest, self.screen = open(path, encoding='utf-8', errors='replace'), '', Screen(every=0.)
     def hear(self):
         *lines, self.rest = (self.rest + self.file.read()).split('\n')
         for line in lines:
