@@ -1,7 +1,10 @@
 "Run folders under faults: damaged checkpoints, a full disk, two processes, foreign files."
 import dataclasses, json, multiprocessing, os, random, signal, subprocess, time
 import pytest, torch
-from yolokit import runs
+import small
+from yolokit import runs, train
+from yolokit.cfg import Cfg
+from yolokit.model import Detector
 from yolokit.runs import ConfigError, DeviceError, Run, RunError, collect, load_checkpoint, save_checkpoint
 
 
@@ -184,3 +187,26 @@ def test_the_end_of_the_parent_is_noticed(tmp_path):
     assert (tmp_path/'why').read_text() == 'SIGTERM'
     time.sleep(.3)
     assert not os.path.exists(f'/proc/{child}') or 'Z' in open(f'/proc/{child}/stat').read().split(')')[1].split()[0]
+
+
+@pytest.mark.soak
+def test_every_prefix_and_ten_thousand_flips_are_refused(tmp_path):
+    "The checkpoint of a training, not a toy: cut at every byte, and 10,000 bits of it and all bits of its mark flipped one at a time."
+    detector = Detector(Cfg.parse(small.CFG, 'tiny.cfg'), seed=1)
+    t = train.begin(detector, train.Recipe())
+    save_checkpoint(tmp_path, train.state(t), 7)
+    path, mark = tmp_path/'step-00000007.pt', tmp_path/'step-00000007.sha256'
+    good, said = path.read_bytes(), mark.read_bytes()
+    flips, accepted = random.Random(0).sample(range(8*len(good)), 10_000), 0
+    for file, data, bits in ((path, good, flips), (mark, said, range(8*len(said)))):
+        with open(file, 'r+b', buffering=0) as f:
+            for bit in bits:
+                f.seek(bit//8); f.write(bytes([data[bit//8] ^ 1 << bit % 8]))
+                accepted += load_checkpoint(tmp_path, quiet) is not None
+                f.seek(bit//8); f.write(data[bit//8:bit//8 + 1])
+    assert load_checkpoint(tmp_path, quiet)['step'] == 0 and not accepted
+    for n in range(len(good) - 1, -1, -1):
+        os.truncate(path, n)
+        accepted += load_checkpoint(tmp_path, quiet) is not None
+    print(f'{len(good)} prefixes, {len(flips)} flips of the checkpoint, {8*len(said)} of its mark: {accepted} accepted')
+    assert not accepted

@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['ConfigError', 'coerce', 'collect', 'DeviceError', 'nvidia', 'device', 'versions', 'machine', 'cores', 'git_state',
-           'exact', 'RunError', 'runs_folder', 'plain', 'Run', 'new_run', 'open_run', 'all_runs', 'find', 'cell',
-           'add_row', 'read_rows', 'cut_rows', 'save_checkpoint', 'load_checkpoint', 'content', 'Stopped', 'Stop',
-           'watch_parent', 'hold_poller', 'stoppable', 'note', 'code', 'picture', 'table', 'facts', 'report']
+           'exact', 'RunError', 'runs_folder', 'plain', 'Run', 'new_run', 'open_run', 'hold', 'release', 'all_runs',
+           'find', 'cell', 'add_row', 'read_rows', 'cut_rows', 'sound', 'save_checkpoint', 'load_checkpoint', 'content',
+           'Stopped', 'Stop', 'watch_parent', 'hold_poller', 'stoppable', 'note', 'code', 'picture', 'table', 'facts',
+           'report']
 
-# %% ../nbs/32_runs.ipynb #5fb7a567
-import csv, dataclasses, difflib, hashlib, importlib.metadata, io, json, math, os, platform, re, signal, socket, subprocess
+# %% ../nbs/32_runs.ipynb #bb1e4cc7
+import csv, dataclasses, difflib, errno, hashlib, importlib.metadata, io, json, math, os, platform, re, signal, socket, subprocess
 import sys, threading, time, typing, warnings
 from base64 import b64encode
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, torch
+try: import fcntl
+except ImportError: fcntl = None     # not on Windows
 from .ground import atomic, new_folder, root, say, sha256
 
 # %% ../nbs/32_runs.ipynb #bf1697ad
@@ -159,6 +162,7 @@ class Run:
     folder: Path
     info: dict = field(default_factory=dict)
     quiet: bool = False # of a process that helps another one: it says and writes nothing
+    lock: object = field(default=None, repr=False, compare=False) # see hold
 
     @property
     def name(self): return self.folder.name
@@ -202,9 +206,30 @@ def open_run(name: str, # of a run, or its folder
     if not (path/'run.json').exists():
         there = sorted(p.parent.name for p in runs_folder(folder).glob('*/run.json'))
         raise RunError(f'no run {name}' + (f'; there are {", ".join(there[-12:])}' if there else ': there are no runs yet'))
-    return Run(path, json.loads((path/'run.json').read_text(encoding='utf-8')))
+    try: info = json.loads((path/'run.json').read_text(encoding='utf-8'))
+    except ValueError as e: raise RunError(f'run {name}: its run.json is damaged ({e}), so it cannot go on; its weights and checkpoints are untouched, in {path.name}/weights and checkpoint') from None
+    return Run(path, info)
 
 Run.new, Run.open = staticmethod(new_run), staticmethod(open_run)
+
+# %% ../nbs/32_runs.ipynb #997a1954
+def hold(run: Run) -> Run:
+    "Lock a run for this process; an error where another one has it."
+    if fcntl is None or run.quiet: return run
+    file = open(run.folder/'.lock', 'a')
+    try: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        file.close()
+        # a file system without locks says something else
+        if e.errno in (errno.EACCES, errno.EAGAIN): raise RunError(f'run {run.name} is still running, as process {run.info.get("pid")} on {run.info.get("host")}') from None
+        return run
+    run.lock = file
+    return run
+
+def release(run: Run) -> None:
+    "Another process may go on with it."
+    if run.lock: run.lock.close()
+    run.lock = None
 
 # %% ../nbs/32_runs.ipynb #89e8ecfe
 def all_runs(folder=None) -> list[Run]: # oldest first
@@ -252,13 +277,27 @@ def read_rows(path) -> dict[str, np.ndarray]: # columns; text stays text, an emp
         except ValueError: columns[c] = np.array([r[c] for r in rows], object)
     return columns
 
-def cut_rows(path, step: int) -> None: # last step to keep
-    "Drop the rows past a step."
-    if not Path(path).exists(): return
-    head, *rows = Path(path).read_text().splitlines()
-    at = head.split(',').index('step')
-    keep = [r for r in rows if r.count(',') == head.count(',') and int(r.split(',')[at]) <= step]
+def cut_rows(path, step: int, # last step to keep
+             tell=say) -> None:
+    "Drop the rows past a step; damaged ones go, too, and that is said."
+    path = Path(path)
+    if not path.exists(): return
+    head, *rows = path.read_text(errors='replace').splitlines() or ['']
+    columns, keep = head.split(','), []
+    if 'step' not in columns or '\ufffd' in head:
+        os.replace(path, path.with_name(f'{path.name}.damaged'))
+        return tell(f'{path.name} is damaged: what is left of it is in {path.name}.damaged, and it begins anew')
+    bad = [r for r in rows[:-1] if not sound(r, columns)]      # the last one may be half a row: the run was killed
+    if bad: tell(f'{path.name}: {len(bad)} damaged rows are left out, the first: {bad[0][:60]!r}')
+    keep = [r for r in rows if sound(r, columns) and int(r.split(',')[columns.index('step')]) <= step]
     with atomic(path) as p: p.write_text('\n'.join([head, *keep]) + '\n')
+
+def sound(row: str, columns: list) -> bool:
+    "Is this a row of numbers with a step?"
+    cells = row.split(',')
+    try: numbers = [float(c or 'nan') for c in cells]
+    except ValueError: return False
+    return len(cells) == len(columns) and cells[columns.index('step')].isdecimal()
 
 # %% ../nbs/32_runs.ipynb #ced70f24
 def save_checkpoint(folder, # checkpoint/ of a run
@@ -293,7 +332,7 @@ def load_checkpoint(folder, # checkpoint/ of a run
         mark = path.with_suffix('.sha256')
         try:
             if not mark.exists(): why = 'it was never finished'
-            elif mark.read_text().split()[:1] != [sha256(path)]: why = 'its bytes are not those that were written'
+            elif mark.read_text() != f'{sha256(path)}  {path.name}\n': why = 'its bytes are not those that were written'
             else: return torch.load(path, map_location='cpu', weights_only=True)
         except (OSError, UnicodeDecodeError) as e: why = str(e)
         tell(f'checkpoint {path.name} is passed over: {why}')

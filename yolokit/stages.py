@@ -9,8 +9,8 @@ __all__ = ['STAGES', 'Config', 'where', 'check', 'network_of', 'suited', 'text_s
            'travel', 'outset', 'tidied', 'finished', 'as_before', 'stage', 'planned', 'drive', 'ended', 'arrived',
            'enough', 'word', 'function_of', 'elsewhere', 'main']
 
-# %% ../nbs/34_stages.ipynb #db4a93d4
-import copy, hashlib, importlib, itertools, math, os, sys, time
+# %% ../nbs/34_stages.ipynb #7039046c
+import contextlib, copy, hashlib, importlib, itertools, math, os, sys, time
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 import numpy as np, torch
@@ -360,7 +360,7 @@ def outset(job: Job, leg: Leg) -> Detector:
 # %% ../nbs/34_stages.ipynb #1af71154
 def tidied(job: Job, leg: Leg, loader: Loader) -> None:
     "The run's folder as it was at the checkpoint; of a new run, its first batches."
-    for f, k in (('steps.csv', 'step'), ('speed.csv', 'step'), ('metrics.csv', 'judged')): runs.cut_rows(leg.run.folder/f, (leg.state or {}).get(k, 0))
+    for f, k in (('steps.csv', 'step'), ('speed.csv', 'step'), ('metrics.csv', 'judged')): runs.cut_rows(leg.run.folder/f, (leg.state or {}).get(k, 0), leg.run.say)
     if not leg.state: first_batches(loader, leg.recipe, job.data.names, leg.run.folder/'plots')
 
 def finished(job: Job, leg: Leg, t: Training, seconds: float, finish, stop: Stop) -> None:
@@ -421,12 +421,15 @@ def planned(c: Config, dev: torch.device, threads: int, team: Team, stop: Stop) 
 # %% ../nbs/34_stages.ipynb #fc4d4292
 def drive(job: Job, evaluate, finish, extra, stop: Stop) -> Run: # of the last leg
     "Say what is going to happen, and run the legs."
+    for leg in job.legs: runs.hold(leg.run) if job.team.first else None
     try:
         first = job.legs[0]
         loader = loader_of(job, first.recipe, first.run.log)
         job.team.share(lambda: announce(job, probe(Detector(job.cfg, job.data.names, job.config.seed), loader, first.recipe, job.dev, job.amp), loader))
         for leg in job.legs: travel(job, leg, evaluate, finish, stop, loader if leg is first else None, extra)
     except BaseException as e: return ended(job, e)
+    finally:
+        for leg in job.legs: runs.release(leg.run)
     return arrived(job) if job.team.first else job.legs[-1].run
 
 # %% ../nbs/34_stages.ipynb #7f349938
@@ -434,7 +437,8 @@ def ended(job: Job, e: BaseException) -> None:
     "A stop or a failure: put it into the run.json of every leg that is not finished, and pass it on."
     state = 'interrupted' if isinstance(e, KeyboardInterrupt) else 'failed'
     for leg in job.legs:
-        if leg.run.info['state'] != 'finished': leg.run.update(state=state, error=f'{type(e).__name__}: {e}', ended=time.strftime('%Y-%m-%d %H:%M:%S'))
+        with contextlib.suppress(OSError): # where the disk is full, the first error is the one to tell of
+            if leg.run.info['state'] != 'finished': leg.run.update(state=state, error=f'{type(e).__name__}: {e}', ended=time.strftime('%Y-%m-%d %H:%M:%S'))
     last = job.legs[-1].run
     last.say(f'{state}: {e or type(e).__name__}\nwhat was done is saved; it goes on with resume={last.name}')
     raise e

@@ -1,0 +1,155 @@
+"Injected faults: each ends as specified, and a resumed run has the bits of one to which nothing happened."
+import contextlib, json, os, random, shutil, signal, time
+from pathlib import Path
+import pytest, torch
+import victims
+from small import checkout
+from victims import end, gone, run, start
+
+# name: (the fault, what its log has to say, does it end by itself as if nothing had been?)
+GOES_ON = {
+    'a worker is killed': (('worker', 6), 'New ones are started', dict(workers=1)),
+    'two workers are killed': (('worker', 3), 'New ones are started', dict(workers=2)),
+    'the disk is full when a checkpoint is written': (('full', 'step-*.pt*', 5), 'could not be written', {}),
+    'the disk is full when its sha256 is written': (('full', '*step-*.sha256*', 5), 'could not be written', {}),
+    'the disk is full when the log is written': (('full', 'log.txt', 8), '', {}),
+    'no memory in the forward pass': (('oom', 'forward', 6), 'activations are recomputed', {}),
+    'no memory in the backward pass': (('oom', 'backward', 6), 'activations are recomputed', {}),
+    'no memory in the trial': (('oom', 'forward', -1), 'the trial ran out of memory', {}),
+    'the checkpoint folder cannot be synced': (('full', 'fsync', 3), 'could not be written', {}),
+}
+ENDS = {
+    'the disk is full when a row is written': (('full', 'steps.csv', 1), 'No space left', {}),
+    'the disk is full when a judgement is written': (('full', 'metrics.csv', 2), 'No space left', {}),
+    'the disk is full when last.pt is written': (('full', '*last.pt*', 2), 'No space left', {}),
+    'the disk is full when best.pt is written': (('full', '*best.pt*', 1), 'No space left', {}),
+    'the disk is full when run.json is written': (('full', '*run.json*', 3), 'No space left', {}),
+    'the disk is full when the curves are drawn': (('full', '*curves.png*', 1), 'No space left', {}),
+    'the disk is full when the report is written': (('full', '*report.ipynb*', 1), 'No space left', {}),
+    'the disk is full when the first batch is drawn': (('full', '*batch.png*', 1), 'batch.png', {}),
+    'no memory when the weights change': (('oom', 'step', 7), 'out of memory while step', {}),
+    'no memory when judging': (('oom', 'judge', 2), 'out of memory while judging: lower bs', {}),
+    'every step is NaN': (('nan', 'loss', 0), '10 steps in a row were not finite', {}),
+    'an image is cut short': (('image', 'cut'), 'train3.png', {}),
+    'an image is gone': (('image', 'gone'), 'train3.png', {}),
+    'a worker dies of every batch': (('worker', 0), 'a loader process died', dict(workers=1)),
+    **{f'{s.name} when {phase}': (('signal', int(s), phase), 'it goes on with resume=' if phase != 'preparing' else 'stopped: ', {})
+       for s in (signal.SIGTERM, signal.SIGINT) for phase in ('preparing', 'probing', 'stepping', 'saving', 'judging', 'finishing', 'reporting')},
+    'the parent is gone': (('orphan', 6), 'it goes on with resume=', {}),
+    'a checkpoint is half written': (('saving: half written', 9), '', {}),
+    'killed in the middle of a rename': (('saving: before the rename', 12), '', {}),
+    'killed between a checkpoint and its sha256': (('saving: the file is there, its sha256 is not', 9), '', {}),
+    'killed when half the weights are new': (('step: half the weights are new', 9), '', {}),
+}
+DAMAGES = {                                         # between a kill and the resume: (what happens, what is said, does it go on?)
+    'its newest mark is missing': (lambda f: newest(f, '.sha256').unlink(), 'it was never finished', True),
+    'its newest checkpoint is cut': (lambda f: os.truncate(newest(f, '.pt'), 5000), 'its bytes are not those that were written', True),
+    'a bit of its newest checkpoint is flipped': (lambda f: flip(newest(f, '.pt')), 'its bytes are not those that were written', True),
+    'its newest mark is garbage': (lambda f: newest(f, '.sha256').write_bytes(b'\xff\x00'), 'is passed over', True),
+    'all checkpoints are gone': (lambda f: shutil.rmtree(f/'checkpoint'), '', True),
+    'its weights are gone': (lambda f: shutil.rmtree(f/'weights'), '', True),
+    'steps.csv is cut in a row': (lambda f: os.truncate(f/'steps.csv', (f/'steps.csv').stat().st_size - 4), '', True),
+    'run.json is damaged': (lambda f: (f/'run.json').write_text('{"state": "runn'), 'its run.json is damaged', False),
+    'run.json is gone': (lambda f: (f/'run.json').unlink(), 'no run', False),
+    'the data are others': (lambda f: other_data(f.parents[1]), 'cannot go on: the data is not what it was', False),
+    'the checkpoint is of another network': (lambda f: other_network(f), 'is not of this network or recipe', False),
+    'torch is another one': (lambda f: facts(f, versions=dict(torch='1.0')), 'the result will not be the same to the bit', True),
+    'it is still running': (None, 'is still running, as process', False),
+}
+
+
+def newest(folder, suffix): return max((folder/'checkpoint').glob('step-*' + suffix))
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data)//2] ^= 16
+    path.write_bytes(data)
+
+
+def facts(folder, **kw): (folder/'run.json').write_text(json.dumps(json.loads((folder/'run.json').read_text()) | kw))
+
+
+def other_data(root):
+    for p in (root/'squares/labels/train').iterdir(): p.write_text('0 0.5 0.5 0.2 0.2\n')
+
+
+def other_network(folder):
+    from yolokit.runs import load_checkpoint, save_checkpoint
+    path = newest(folder, '.pt')
+    state = load_checkpoint(folder/'checkpoint')
+    name = next(k for k, v in state['detector'].items() if v.ndim == 4)
+    state['detector'][name] = torch.zeros(3, 3, 1, 1)
+    save_checkpoint(folder/'checkpoint', state, int(path.stem.split('-')[1]))
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    folder = checkout(tmp_path_factory.mktemp('checkout'))
+    assert run(folder, folder/'whole.log', dict(name='whole', workers=0)) == 0, (folder/'whole.log').read_text()
+    return folder
+
+
+def said(folder, log): return log.read_text() + (folder/'log.txt').read_text() if (folder/'log.txt').exists() else log.read_text()
+
+
+def resumed(root, name, log, **kw): return run(root, log, vars(victims.Config(resume=name, workers=0)), **kw)
+
+
+def check_goes_on(root, what, k):
+    (fault, *args), says, config = GOES_ON[what]
+    name, log = f'on{k}', root/f'on{k}.log'
+    assert run(root, log, dict(name=name) | config, faults=[(fault, *args)]) == 0, log.read_text()[-3000:]
+    assert says in said(root/'runs'/name, log)
+    assert end(root, name) == end(root, 'whole')
+
+
+def check_ends(root, what, k):
+    (fault, *args), says, config = ENDS[what]
+    name, log = f'end{k}', root/f'end{k}.log'
+    p = start(root, log, dict(name=name) | config, faults=[(fault, *args)])
+    p.join(120)
+    assert p.exitcode, log.read_text()[-3000:]
+    gone(p.pid)
+    text = said(root/'runs'/name, log)
+    assert says in text, text[-3000:]
+    mend(root)
+    if not (root/f'runs/{name}/run.json').exists(): assert run(root, log, dict(name=name)) == 0, log.read_text()[-3000:]
+    elif json.loads((root/f'runs/{name}/run.json').read_text())['state'] != 'finished': assert resumed(root, name, log) == 0, log.read_text()[-3000:]
+    assert end(root, name) == end(root, 'whole')
+
+
+def mend(root):
+    "Put an image back that a fault has damaged."
+    for p in (root/'squares/images/train').glob('*.kept'): p.replace(p.with_suffix(''))
+
+
+def check_damage(root, what, k):
+    damage, says, on = DAMAGES[what]
+    if what == 'the data are others': shutil.copytree(root/'squares', root/'kept')
+    name, log = f'dmg{k}', root/f'dmg{k}.log'
+    p = start(root, log, dict(name=name), faults=[('step: half the weights are new', 13)] if damage else [('slow',)])
+    if damage: p.join(120); damage(root/'runs'/name)
+    else:
+        for _ in range(600):
+            if (root/f'runs/{name}/run.json').exists(): break
+            time.sleep(.05)
+    code = resumed(root, name, log)
+    if not damage: p.kill(); p.join()
+    if what == 'the data are others':
+        shutil.rmtree(root/'squares')
+        (root/'kept').rename(root/'squares')
+    text = said(root/'runs'/name, log)
+    assert says in text and (code == 0) == on, text[-3000:]
+    if on: assert end(root, name) == end(root, 'whole')
+
+
+CHECKS = [(check, what, k) for check, table in ((check_goes_on, GOES_ON), (check_ends, ENDS), (check_damage, DAMAGES)) for k, what in enumerate(table)]
+SAMPLE = ('a worker is killed', 'no memory in the backward pass', 'SIGTERM when saving', 'its newest checkpoint is cut')
+
+
+@pytest.mark.parametrize('check, what, k', [pytest.param(*c, id=c[1], marks=[] if c[1] in SAMPLE else pytest.mark.soak) for c in CHECKS])
+def test_fault(root, check, what, k): check(root, what, k)
+
+
+def test_there_are_forty(): assert len(CHECKS) >= 40

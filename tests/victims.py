@@ -1,0 +1,231 @@
+"Trainings that are to be killed, starved or lied to: each in a process of its own, forked from one that has imported torch already."
+import builtins, fnmatch, functools, io, json, math, multiprocessing, os, random, signal, sys, time, traceback
+from pathlib import Path
+import torch
+from yolokit import images, runs, stages, train, weights
+from yolokit.model import state_hash
+from yolokit.stages import Config
+
+# a server that has imported all this and has no threads: a fork of it is ready at once
+CONTEXT = multiprocessing.get_context('forkserver')
+CONTEXT.set_forkserver_preload(['victims'])
+TINY = dict(stage='baseline', weights='none', data='squares', network='tiny.cfg', recipe='transfer', steps=16, bs=4, every=1., workers=0, threads=1, device='cpu', amp='off')
+
+
+def judge(table, **kw):
+    "An `evaluate` that is quick, takes a moment all the same, and depends on the weights."
+    def look(detector):
+        time.sleep(.02)
+        v = float(detector.layers[0].conv.weight.double().abs().sum()) % 1
+        return dict(AP=v, AP50=v, per_class=dict.fromkeys(detector.names, v))
+    return look
+
+
+def finish(run, detector, data):
+    "What comes after training: a file, as submit.deliver makes them."
+    time.sleep(.02)
+    (run.folder/'predictions.json').write_text('[]')
+    return {}
+
+
+def wrap(owner, name, before=None, after=None, nth=1):
+    "At the nth call of owner.name, call before(*its arguments) first, or after(*its arguments) afterwards."
+    real, calls = getattr(owner, name), [0]
+    @functools.wraps(real)
+    def stand_in(*a, **kw):
+        calls[0] += 1
+        mine = calls[0] == nth or nth == 0
+        if mine and before: before(*a, **kw)
+        out = real(*a, **kw)
+        if mine and after: after(*a, **kw)
+        return out
+    setattr(owner, name, stand_in)
+
+
+def die(*a, **kw): os.kill(os.getpid(), signal.SIGKILL)
+
+
+def half(state, path, *a, **kw):
+    "Half a file, then death."
+    os.truncate(path, os.path.getsize(path)//2)
+    die()
+
+
+# where a process may be killed, and the call of what it dies at
+PLACES = {
+    'saving: half written': lambda n: wrap(torch, 'save', after=half, nth=n),
+    'saving: written, not forced to the disk': lambda n: wrap(torch, 'save', after=die, nth=n),
+    'saving: before the rename': lambda n: wrap(os, 'replace', before=die, nth=n),
+    'saving: after the rename': lambda n: wrap(os, 'replace', after=die, nth=n),
+    'saving: the file is there, its sha256 is not': lambda n: wrap(runs, 'sha256', after=die, nth=n),
+    'saving: an old one goes': lambda n: wrap(Path, 'unlink', after=die, nth=4*n),
+    'judging': lambda n: wrap(train, 'fitness', before=die, nth=max(1, n//4)),
+    'judging: weights': lambda n: wrap(train, 'save_weights', after=die, nth=max(1, n//4)),
+    'judging: before its row': lambda n: wrap(train, 'add', before=die, nth=n),
+    'step: half the weights are new': lambda n: wrap(train.EMA, 'update', before=die, nth=n),
+    'step: in the backward pass': lambda n: wrap(torch.Tensor, 'backward', before=die, nth=4 + n),
+    'step: a row is written': lambda n: wrap(runs, 'add_row', after=die, nth=max(1, n//2)),
+}
+
+
+def worker(n):
+    "The loader's processes are killed while a batch is worked on, once; n=0: whenever there are any."
+    def kill(*a, **kw):
+        for p in multiprocessing.active_children(): os.kill(p.pid, signal.SIGKILL)
+    wrap(train, 'backward', before=kill, nth=n)
+
+
+def full(pattern, n):
+    "From the nth file of that name on the disk is full: half of it is written."
+    def no_space(path): raise OSError(28, 'No space left on device', str(path))
+    seen = [0]
+    def hit(path):
+        if not isinstance(path, (str, os.PathLike)) or not fnmatch.fnmatch(Path(path).name, pattern): return False
+        seen[0] += 1
+        return seen[0] == n
+    if pattern == 'fsync': return wrap(os, 'fsync', before=lambda fd: no_space('disk'), nth=n)
+    real_open, real_save = builtins.open, torch.save
+    def guarded(path, mode='r', *a, **kw):
+        if mode[0] in 'wax' and hit(path):
+            real_open(path, mode, *a, **kw).close()
+            no_space(path)
+        return real_open(path, mode, *a, **kw)
+    def save(x, path, *a, **kw):
+        real_save(x, path, *a, **kw)
+        if hit(path): os.truncate(path, 100); no_space(path)
+    builtins.open = io.open = guarded
+    torch.save = save
+    real_write = images.write
+    def write(path, rgb):
+        if hit(path): no_space(path)
+        return real_write(path, rgb)
+    images.write = write
+
+
+def oom(where, step):
+    "Out of memory once, at a step; -1: in the trial."
+    error = torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
+    done, now = [], []
+    def out(place):
+        if place == where and not done and now and now[-1].step == step: done.append(1); raise error
+    def begun(*a, **kw):
+        t = real_begin(*a, **kw)
+        now.append(t)
+        t.detector.layers[2].conv.register_forward_hook(lambda *a: out('forward') if t is now[-1] else None)
+        t.detector.layers[0].conv.weight.register_hook(lambda g: out('backward'))
+        return t
+    real_begin = train.begin
+    train.begin = begun
+    if step == -1:
+        def fails(*a, **kw): raise error
+        stages.losses = fails
+    if where == 'step': wrap(train.EMA, 'update', before=lambda *a: out('step'), nth=0)
+    if where == 'judge':
+        global judge
+        real, calls = judge, [0]
+        def judge(table, **kw):
+            look = real(table, **kw)
+            def short(detector):
+                calls[0] += 1
+                if calls[0] == step: raise error
+                return look(detector)
+            return short
+
+
+def nan(where, step):
+    "The loss is NaN at a step; 0: at all."
+    real = train.Loss.forward
+    def forward(self, maps, targets): return real(self, [m*math.nan for m in maps], targets)
+    train.Loss.forward = forward
+
+
+def image(how):
+    "An image is damaged once the data are prepared and before they are read."
+    path = Path(os.environ['YOLOKIT_ROOT'])/'squares/images/train/train3.png'
+    def damage(*a, **kw):
+        if path.exists():
+            path.with_suffix('.png.kept').write_bytes(path.read_bytes())
+            if how == 'cut': os.truncate(path, 60)
+            else: path.unlink()
+    wrap(stages, 'loader_of', before=damage)
+
+
+def told(sig, phase):
+    "A signal in a phase."
+    tell = lambda *a, **kw: (os.kill(os.getpid(), sig), time.sleep(.05))
+    if phase == 'preparing': wrap(stages.datasets, 'ensure', before=tell)
+    if phase == 'probing': wrap(stages, 'losses', before=tell, nth=2)
+    if phase == 'stepping': wrap(train.EMA, 'update', before=tell, nth=7)
+    if phase == 'saving': wrap(torch, 'save', after=tell, nth=5)
+    if phase == 'judging': wrap(time, 'sleep', before=lambda s: s == .02 and os.kill(os.getpid(), sig), nth=1)
+    if phase == 'finishing': wrap(stages, 'curves', after=tell)
+    if phase == 'reporting': wrap(runs, 'report', before=tell)
+
+
+def orphan(n):
+    "The parent goes away."
+    wrap(train.EMA, 'update', before=lambda *a: (setattr(os, 'getppid', lambda: 1), time.sleep(.5)), nth=n)
+
+
+def slow(): wrap(train.EMA, 'update', before=lambda *a: time.sleep(1), nth=0)
+
+
+FAULTS = dict(worker=worker, full=full, oom=oom, nan=nan, image=image, signal=told, orphan=orphan, slow=slow)
+
+
+def live(root, config, log, faults=(), every=.0, cache=True):
+    "The life of a victim."
+    os.setsid()
+    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for k in (1, 2): os.dup2(fd, k)
+    os.environ |= dict(YOLOKIT_ROOT=str(root), OMP_NUM_THREADS='1')
+    torch.set_num_threads(1)
+    stages.fit = functools.partial(train.fit, save_every=every)
+    if not cache: stages.available = lambda: 0
+    for what, *args in faults: {**PLACES, **FAULTS}[what](*args)
+    code = 0
+    try: stages.stage(Config(**config), evaluate=judge, finish=finish)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def start(root, log, config=(), **kw):
+    "A victim that is on its way."
+    p = CONTEXT.Process(target=live, args=(str(root), TINY | dict(config), str(log)), kwargs=kw)
+    p.start()
+    return p
+
+
+def run(root, log, config=(), seconds=120, **kw):
+    "A victim, to its end: its exit code."
+    p = start(root, log, config, **kw)
+    p.join(seconds)
+    if p.exitcode is None: p.kill(); p.join(); raise AssertionError(f'hangs: {Path(log).read_text()[-2000:]}')
+    return p.exitcode
+
+
+def end(root, name):
+    "sha256 of all that a finished run is: weights, average, optimizer, counters, loss log."
+    folder = Path(root)/'runs'/name
+    info = json.loads((folder/'run.json').read_text())
+    assert info['state'] == 'finished', info
+    state = runs.load_checkpoint(folder/'checkpoint')
+    files = [(folder/f).read_text() for f in ('steps.csv', 'metrics.csv')]
+    return runs.content([state, files, [state_hash(weights.load_checkpoint(folder/f'weights/{k}.pt')) for k in ('last', 'best')]])
+
+
+def gone(group, seconds=10.):
+    "Wait until no process of a group (a victim and its loader's processes) is left: the seconds it took."
+    began = time.monotonic()
+    while time.monotonic() - began < seconds:
+        alive = False
+        for p in Path('/proc').glob('[0-9]*/stat'):
+            try: f = p.read_text().rsplit(')', 1)[1].split()
+            except OSError: continue
+            alive |= int(f[2]) == group and f[0] != 'Z'
+        if not alive: return time.monotonic() - began
+        time.sleep(.05)
+    raise AssertionError(f'processes of group {group} are left after {seconds} s')
