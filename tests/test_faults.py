@@ -10,7 +10,7 @@ from victims import end, gone, run, start
 GOES_ON = {
     'a worker is killed': (('worker', 6), 'New ones are started', dict(workers=1)),
     'two workers are killed': (('worker', 3), 'New ones are started', dict(workers=2)),
-    'the disk is full when a checkpoint is written': (('full', 'step-*.pt*', 5), 'could not be written', {}),
+    'the disk is full when a checkpoint is written': (('full', '*step-*.pt*', 5), 'could not be written', {}),
     'the disk is full when its sha256 is written': (('full', '*step-*.sha256*', 5), 'could not be written', {}),
     'the disk is full when the log is written': (('full', 'log.txt', 8), '', {}),
     'no memory in the forward pass': (('oom', 'forward', 6), 'activations are recomputed', {}),

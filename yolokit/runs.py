@@ -277,6 +277,7 @@ def read_rows(path) -> dict[str, np.ndarray]: # columns; text stays text, an emp
         except ValueError: columns[c] = np.array([r[c] for r in rows], object)
     return columns
 
+# %% ../nbs/32_runs.ipynb #8675ebdb
 def cut_rows(path, step: int, # last step to keep
              tell=say) -> None:
     "Drop the rows past a step; damaged ones go, too, and that is said."
