@@ -9,7 +9,7 @@ __all__ = ['rng', 'root', 'shared', 'atomic', 'sha256', 'new_folder', 'no_gc', '
 # %% ../nbs/06_ground.ipynb #9c4ca751
 import gc, hashlib, os, sys, time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 import numpy as np
 from tqdm.std import tqdm
@@ -122,7 +122,8 @@ def note(text: str, log, # file to add a line to; None: nowhere
         ) -> None:
     "A line with its time at the end of a log."
     if log is None: return
-    with open(log, 'a', encoding='utf-8') as f: f.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {text}\n')
+    # a disk that is full costs the line, not the training that it tells of
+    with suppress(OSError), open(log, 'a', encoding='utf-8') as f: f.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {text}\n')
 
 def say(text: str, # a line, or several
         log=None, # file to add it to, such as the run's log.txt

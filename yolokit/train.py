@@ -22,7 +22,7 @@ from torch import nn
 from . import anchors, images, ranks, runs, weights
 from .board import Meter
 from .ground import atomic, progress, rng
-from .loader import Batch, Loader, LoaderError, image_worth
+from .loader import Batch, Loader, LoaderError, WorkerDied, image_worth
 from .loss import Gains, Loss
 from .model import Detector, read_head, state_hash, thrifty
 from .optim import EMA, decay, groups, optimizer, plateau, set_rates
@@ -113,9 +113,13 @@ def state(t: Training) -> dict:
 
 def restore(t: Training, s: dict) -> None: # s: of `state`
     "Go on where a checkpoint was written."
-    t.detector.load_state_dict(s['detector'])
-    t.optimizer.load_state_dict(s['optimizer'])
-    t.ema.load_state(s['ema'])
+    try:
+        t.detector.load_state_dict(s['detector'])
+        t.optimizer.load_state_dict(s['optimizer'])
+        t.ema.load_state(s['ema'])
+    except (RuntimeError, ValueError, KeyError) as e:
+        what = ' '.join(str(e).split())[:200]
+        raise TrainError(f'the checkpoint of step {s.get("step")} is not of this network or recipe: {what}. Is the folder checkpoint/ that of another run?') from e
     if s['scaler']: t.scaler.load_state_dict(s['scaler'])
     if 'extra' in s: t.extra.load_state_dict(s['extra'])
     for k in COUNTERS:
@@ -224,15 +228,23 @@ def stream(loader: Loader, n: int, # batches that are over
 # %% ../nbs/33_train.ipynb #4c1aef9c
 class Feed:
     "Any batches, by their number: those that come next cost nothing more, and any may be asked for again."
-    def __init__(self, loader: Loader, worth=None):
-        self.loader, self.worth, self.at, self.batches = loader, worth, -1, None
+    def __init__(self, loader: Loader, worth=None, tell=print):
+        self.loader, self.worth, self.tell, self.at, self.batches, self.died = loader, worth, tell, -1, None, -1
+    def open(self, first):
+        if self.batches: self.batches.close()
+        self.batches, self.at = stream(self.loader, first, self.worth), first
     def __call__(self, first: int, n: int): # yields n batches
-        if self.at != first:
-            if self.batches: self.batches.close()
-            self.batches, self.at = stream(self.loader, first, self.worth), first
-        for batch in itertools.islice(self.batches, n):
-            self.at += 1
-            yield batch
+        if self.at != first: self.open(first)
+        while self.at < first + n:
+            try:
+                for batch in itertools.islice(self.batches, first + n - self.at):
+                    self.at += 1
+                    yield batch
+            except WorkerDied as e: # once more, unless it dies of this very batch
+                if self.died == self.at: raise
+                self.tell(f'{e}. New ones are started')
+                self.died = self.at
+                self.open(self.at)
 
 # %% ../nbs/33_train.ipynb #55da42ef
 def worth_by(t: Training, loader: Loader): # -> a function of the epoch
@@ -501,7 +513,7 @@ def fit(run: Run, # its folder gets rows, weights and checkpoints
     per, sizes = len(loader), shapes(recipe, loader.work.source.size, detector.stride)
     total, seed = total_steps(recipe, per), run.info.get('seed', 0)
     params, kept = [p for p in together(t.detector, extra).parameters() if p.requires_grad], Kept(together(t.detector, extra))
-    feed, saved = Feed(loader, worth_by(t, loader) if recipe.image_weights else None), time.monotonic()
+    feed, saved = Feed(loader, worth_by(t, loader) if recipe.image_weights else None, run.say), time.monotonic()
     shown, why, old = progress(total=total, initial=t.step, desc=run.name, log=run.log, unit='step') if team.first else nullcontext(), '', False
     with torch.random.fork_rng(devices=[dev] if dev.type == 'cuda' else []), shown as bar:
         while True:
