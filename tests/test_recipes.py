@@ -6,15 +6,15 @@ from yolokit.recipes import RECIPES, batches_a_step, batches_done, quirks, rates
 # names as the originals have them -> where the number is here
 HYPS = dict(lr0='lr0', lrf='lrf', momentum='momentum', weight_decay='weight_decay', warmup_epochs='warmup', warmup_momentum='warmup_momentum', warmup_bias_lr='warmup_bias_lr',
             box='gains.box', cls='gains.cls', cls_pw='gains.cls_pw', obj='gains.obj', obj_pw='gains.obj_pw', anchor_t='gains.anchor_t',
-            **{k: f'augment.{k}' for k in 'hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr mosaic mixup'.split()})
+            **{k: f'augment.{k}' for k in 'hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr mosaic mixup copy_paste'.split()})
 # focal loss (gamma 0) and iou_t, which that loss never reads, have no place here
 AGC = dict(lr0=.01, lrf=.2, momentum=.937, weight_decay=.0005, warmup_epochs=3, warmup_momentum=.8, warmup_bias_lr=.1, box=.05, cls=.5, cls_pw=1, obj=1, obj_pw=1, anchor_t=4,
-           hsv_h=.015, hsv_s=.7, hsv_v=.4, degrees=0, translate=.5, scale=.5, shear=0, perspective=0, flipud=0, fliplr=.5, mosaic=1, mixup=0)
+           hsv_h=.015, hsv_s=.7, hsv_v=.4, degrees=0, translate=.5, scale=.5, shear=0, perspective=0, flipud=0, fliplr=.5, mosaic=1, mixup=0, copy_paste=0)
 LOW = AGC | dict(lrf=.01, translate=.1)
 MED = LOW | dict(lrf=.1, cls=.3, obj=.7, scale=.9, mixup=.1)
 VOC = LOW | dict(lr0=.0032, lrf=.12, momentum=.843, weight_decay=.00036, warmup_epochs=2, warmup_momentum=.5, warmup_bias_lr=.05, box=.0296, cls=.243, cls_pw=.631,
                  obj=.301, obj_pw=.911, anchor_t=2.91, hsv_h=0, hsv_s=0, hsv_v=.4, scale=.9, mixup=0)
-WHOLE = {'agc2021-scratch': AGC, 'agc2021-finetune': AGC | dict(scale=.8, mixup=.2), 'parking-baseline': LOW, 'parking-finetune': VOC, 'v5-low': LOW, 'v5-med': MED}
+WHOLE = {'agc2021-scratch': AGC, 'agc2021-finetune': AGC | dict(scale=.8, mixup=.2), 'parking-baseline': LOW, 'parking-finetune': VOC, 'v5-low': LOW, 'v5-med': MED, 'v5-high': MED | dict(copy_paste=.1)}
 REST = {'agc2021-scratch': dict(schedule='cosine', alias='agc2021', epochs=300, nominal=64), 'agc2021-finetune': dict(schedule='cosine', alias='agc2021', epochs=150, nominal=64),
         'parking-baseline': dict(epochs=50, parts=15, bs=2, nominal=64, image_weights=True, schedule='linear', stairs=True, warmup_floor=100, ema=.9999, ema_tau=2000, optimizer='sgd'),
         'parking-finetune': dict(epochs=15, parts=15, bs=2, nominal=64, image_weights=False, schedule='linear', stairs=True, warmup_floor=100, ema=.9999, ema_tau=2000, optimizer='sgd'),

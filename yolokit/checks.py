@@ -6,8 +6,8 @@
 __all__ = ['REASONS', 'MODEL', 'Limits', 'found', 'Findings', 'record', 'pack', 'unpack', 'to_json', 'save_json', 'sort_corners',
            'check_corners', 'check_border', 'check_size', 'check_usual', 'pairs', 'check_pairs', 'whole', 'plain_jpeg',
            'look', 'look_at', 'turned', 'check_files', 'check_copies', 'sibling', 'frame', 'thumbnail', 'alike',
-           'check_leaks', 'check_unlabelled', 'check_polygons', 'plain_name', 'check_names', 'check_classes',
-           'together', 'check_ids', 'check']
+           'check_leaks', 'check_unlabelled', 'polygon_of', 'check_polygons', 'plain_name', 'check_names',
+           'check_classes', 'together', 'check_ids', 'check']
 
 # %% ../nbs/12_checks.ipynb #b304b8e8
 import dataclasses, difflib, json, os, re, unicodedata
@@ -474,8 +474,8 @@ def _record_of(t: Table, j: int) -> str: # row in boxes
     s = t.images['source'][t.boxes['image'][j]] if 'source' in t.images and 'slot' in t.boxes else None
     return s.text[slice(*s.boxes[t.boxes['slot'][j]])] if s is not None and s.format in ('coco', 'parking') and t.boxes['slot'][j] >= 0 else ''
 
-def _corners(t, j): # -> (x0, y0, x1, y1), how many corners; None
-    "The bounding box of a row's polygon, whichever way its format holds it."
+def polygon_of(t: Table, j: int) -> np.ndarray | None: # (P, 2) px, at least three
+    "A row's polygon, whichever way its format holds it; several parts one after the other, a mask in runs not at all."
     p = t.boxes['polygon'][j] if 'polygon' in t.boxes else None
     try:
         if p is None and '"segmentation"' in (text := _record_of(t, j)):
@@ -483,7 +483,12 @@ def _corners(t, j): # -> (x0, y0, x1, y1), how many corners; None
             p = np.concatenate([np.reshape(q, (-1, 2)) for q in p]) if isinstance(p, list) and p else None # a mask in runs has no corners
         p = np.asarray([] if p is None else p, float).reshape(-1, 2)
     except (TypeError, ValueError): return None
-    return (*p.min(0), *p.max(0), len(p)) if len(p) > 2 else None
+    return p if len(p) > 2 else None
+
+def _corners(t, j): # -> (x0, y0, x1, y1), how many corners; None
+    "The bounding box of a row's polygon."
+    p = polygon_of(t, j)
+    return None if p is None else (*p.min(0), *p.max(0), len(p))
 
 # %% ../nbs/12_checks.ipynb #d735656c
 def check_polygons(t: Table, limits: Limits = Limits()) -> list: # of columns

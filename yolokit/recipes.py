@@ -104,6 +104,8 @@ RECIPES |= {
         gains=Gains(box=.0296, cls=.243, cls_pw=.631, obj=.301, obj_pw=.911, anchor_t=2.91), augment=replace(LOW, hsv_h=0., hsv_s=0., scale=.9)),
     'v5-low': replace(V5, note='YOLOv5 n and s from nothing. Cost: 300 epochs of COCO, two days of a V100 for s (their README). Not run here.'),
     'v5-med': replace(V5, note='YOLOv5 m from nothing. Cost: 300 epochs of COCO, four days of a V100 (their README). Not run here.', lrf=.1, gains=Gains(cls=.3, obj=.7), augment=MED),
+    'v5-high': replace(V5, note='YOLOv5 l and x from nothing, on data with outlines. Cost: 300 epochs of COCO, eight days of a V100 for x (their README). Not run here.', lrf=.1, gains=Gains(cls=.3, obj=.7),
+        augment=replace(MED, copy_paste=.1)),
 }
 
 # %% ../nbs/32_recipes.ipynb #de065174
