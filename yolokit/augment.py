@@ -134,6 +134,7 @@ def outlined(boxes: np.ndarray) -> np.ndarray: # (N, 5) or (N, 5+2·CORNERS) -> 
     "Which rows have an outline."
     return np.isfinite(boxes[:, 5]) if boxes.shape[1] > 5 else np.zeros(len(boxes), bool)
 
+# %% ../nbs/20_augment.ipynb #e3620aa7
 def around(outlines: np.ndarray, # (N, 2·CORNERS) px of the source
            M: np.ndarray, to: tuple, # (3, 3), (w, h) of the target
           ) -> np.ndarray: # (N, 4) x0 y0 x1 y1, zeros where nothing is left
