@@ -107,6 +107,7 @@ def draw(rows: list, # judged alike
          path=None): # PNG to write -> Figure
     "Accuracy against parameters, MACs, size and latency; the front as a line, what is dominated in grey."
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
     fig = Figure(figsize=(11, 2.9), dpi=80)
     star = scored(rows, score)[0]['name'] if score and rows else ''
     for ax, (x, (label, unit)) in zip(fig.subplots(1, len(COSTS), sharey=True), COSTS.items()):
@@ -120,6 +121,7 @@ def draw(rows: list, # judged alike
             ax.scatter(r[x]*unit, r[y], zorder=3, **mark)
             ax.annotate(r['name'], (r[x]*unit, r[y]), xytext=(3, -8), textcoords='offset points', fontsize=6, color='.3')
         ax.set(xscale='log', xlabel=label)
+        ax.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5), numticks=5), major_formatter='{x:g}', minor_formatter=NullFormatter())
         ax.grid(alpha=.3)
     fig.axes[0].set_ylabel(y)
     if star: fig.axes[0].set_title(f'★ best by {score}', fontsize=8, loc='left', color='tab:orange')
