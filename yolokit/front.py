@@ -10,6 +10,8 @@ __all__ = ['PICOJOULE', 'DRAM', 'relu', 'SCORES', 'COSTS', 'energy', 'known', 'l
 import math
 from dataclasses import dataclass
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from .leaderboard import LeaderboardError
 
 # %% ../nbs/54_front.ipynb #65df43c3
@@ -106,14 +108,11 @@ def draw(rows: list, # judged alike
          y: str = 'AP50', score: str = '', # name in SCORES: its best is marked
          path=None): # PNG to write -> Figure
     "Accuracy against parameters, MACs, size and latency; the front as a line, what is dominated in grey."
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
     fig = Figure(figsize=(11, 2.9), dpi=80)
     star = scored(rows, score)[0]['name'] if score and rows else ''
     for ax, (x, (label, unit)) in zip(fig.subplots(1, len(COSTS), sharey=True), COSTS.items()):
         # times of different machines are not to be compared
-        where = (rows[0].get('device'), rows[0].get('threads')) if rows else ()
-        there = [r for r in rows if r.get(x) and (x != 'ms' or (r.get('device'), r.get('threads')) == where)]
+        there = [r for r in rows if r.get(x) and (x != 'ms' or (r.get('device'), r.get('threads')) == (rows[0].get('device'), rows[0].get('threads')))]
         on = best(there, x, y)
         ax.step([r[x]*unit for r in on], [r[y] for r in on], where='post', c='tab:blue', lw=1)
         for r in there:
