@@ -172,10 +172,10 @@ def read(path, # image file; any name, Korean too
     except OSError as e: raise ImageError(f'{path}: {e.strerror or e}') from None
     _, kind, turn = _header(BytesIO(data), path)
     if not _whole(data, kind): raise ImageError(f'{path}: the file breaks off ({len(data)} bytes, no end marker); copy it again')
-    try: bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    try: rgb = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as e: raise ImageError(f'{path}: cannot be decoded: {e.err}') from None
-    if bgr is None: raise ImageError(f'{path}: a {kind} that cannot be decoded ({len(data)} bytes); copy it again or remove it')
-    return np.ascontiguousarray(TURNS[turn](cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)))
+    if rgb is None: raise ImageError(f'{path}: a {kind} that cannot be decoded ({len(data)} bytes); copy it again or remove it')
+    return np.ascontiguousarray(TURNS[turn](rgb))
 
 # %% ../nbs/10_images.ipynb #f5656908
 def write(path, # .png, .jpg, ...; the folder is made
