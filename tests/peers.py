@@ -1,6 +1,6 @@
 """Side by side with YOLOv5: a training step and a loader, each side in a process of its own, taking turns in one run.
 
-    python tests/peers.py ~/yolov5-v6.1 --python ~/venv-with-pandas/bin/python [--only step|loader] [--turns 7] [--compile]
+    python tests/peers.py ~/yolov5-v6.1 --python ~/venv-with-pandas/bin/python [--only step|loader] [--turns 7]
 
 The checkout (v6.1 or master) is the reader's own; nothing of it is here. Figures are CPU time, medians; one thread each.
 """
@@ -92,7 +92,7 @@ def theirs_loader(path, data):
 
 # Ours, as `fit` does it
 
-def ours_step(amp, ema, compiled):
+def ours_step(amp, ema):
     import torch
     from yolokit import train, zoo
     from yolokit.loader import Batch, padded
@@ -101,7 +101,6 @@ def ours_step(amp, ema, compiled):
     xyxy = np.concatenate([t[..., :1], t[..., 1:3] - t[..., 3:]/2, t[..., 1:3] + t[..., 3:]/2], -1)
     d = Detector(zoo.build('yolov5n').with_size(SIZE, SIZE))
     tr = train.begin(d, train.Recipe(bs=BATCH, lr0=1e-4), amp=amp)
-    if compiled: train.compiled(tr)
     b = Batch(torch.from_numpy(x).to(memory_format=torch.channels_last), torch.stack([torch.from_numpy(padded(v, 4*BOXES)) for v in xyxy]), torch.arange(BATCH), ['']*BATCH, [])
     params, kept = list(d.parameters()), train.Kept(d)
     def go():
@@ -136,7 +135,7 @@ def side(a):
     torch.set_num_threads(1)
     out, sys.stdout = sys.stdout, sys.stderr
     if a.side == 'step':
-        go = theirs_step(a.yolov5, a.amp, a.ema) if a.who == 'theirs' else ours_step(a.amp, a.ema, a.compile)
+        go = theirs_step(a.yolov5, a.amp, a.ema) if a.who == 'theirs' else ours_step(a.amp, a.ema)
         for _ in range(2): go()
         def turn():
             began = time.process_time()
@@ -193,8 +192,7 @@ def main(a):
             shutil.copy(Path(matplotlib.get_data_path())/'fonts/ttf/DejaVuSans.ttf', p/'Arial.ttf')
         if a.only != 'loader':
             kinds = [(who, amp, e) for e in ((1, 0) if a.without_ema else (1,)) for who in ('theirs', 'ours') for amp in ('off', 'bf16')]
-            more = dict(compile=1) if a.compile else {}
-            got = race(a, **{f'{w} {m}' + ' without EMA'*(not e): Side(a, w, side='step', amp=m, ema=e, **(more if w == 'ours' else {})) for w, m, e in kinds})
+            got = race(a, **{f'{w} {m}' + ' without EMA'*(not e): Side(a, w, side='step', amp=m, ema=e) for w, m, e in kinds})
             med = {k: statistics.median(v) for k, v in got.items()}
             for k, v in med.items(): print(f'step, yolov5n {SIZE}, batch {BATCH}: {k:<24} {v:6.1f} ms an image ({min(got[k]):.1f} to {max(got[k]):.1f})')
             for e in {k[len('ours off'):] for k in med if k.startswith('ours off')}:
@@ -214,7 +212,6 @@ if __name__ == '__main__':
     p.add_argument('--turns', type=int, default=7)
     p.add_argument('--without-ema', action='store_true', help='both sides also without their averages')
     p.add_argument('--loud', action='store_true', help='show what the sides write')
-    p.add_argument('--compile', type=int, nargs='?', const=1, default=0, help='ours compiled')
     for k in ('who', 'side', 'amp', 'data'): p.add_argument(f'--{k}', help=argparse.SUPPRESS)
     p.add_argument('--ema', type=int, help=argparse.SUPPRESS)
     a = p.parse_args()

@@ -46,7 +46,7 @@ def flip_lr(rgb: np.ndarray, # (h, w, 3) uint8
            ) -> tuple: # mirrored rgb, boxes
     "Left becomes right."
     w = rgb.shape[1]
-    return np.ascontiguousarray(rgb[:, ::-1]), np.stack([boxes[:, 0], w-boxes[:, 3], boxes[:, 2], w-boxes[:, 1], boxes[:, 4]], 1)
+    return cv2.flip(rgb, 1), np.stack([boxes[:, 0], w-boxes[:, 3], boxes[:, 2], w-boxes[:, 1], boxes[:, 4]], 1)
 
 # %% ../nbs/20_augment.ipynb #0df610bb
 def flip_ud(rgb: np.ndarray, # (h, w, 3) uint8
@@ -54,7 +54,7 @@ def flip_ud(rgb: np.ndarray, # (h, w, 3) uint8
            ) -> tuple: # mirrored rgb, boxes
     "Up becomes down."
     h = rgb.shape[0]
-    return np.ascontiguousarray(rgb[::-1]), np.stack([boxes[:, 0], boxes[:, 1], h-boxes[:, 4], boxes[:, 3], h-boxes[:, 2]], 1)
+    return cv2.flip(rgb, 0), np.stack([boxes[:, 0], boxes[:, 1], h-boxes[:, 4], boxes[:, 3], h-boxes[:, 2]], 1)
 
 # %% ../nbs/20_augment.ipynb #249a19f2
 def hsv(rgb: np.ndarray, # (h, w, 3) uint8

@@ -54,15 +54,18 @@ class Source:
     sizes: np.ndarray | None = None  # (n, 2) w, h of the images once cached
     bad: dict = field(default_factory=dict)  # image → why it cannot be read, once cached
 
-# %% ../nbs/21_loader.ipynb #f049cda2
-def read(self: Source, i: int) -> tuple: # (h, w, 3) uint8 at net size, and the image's own (w, h)
+# %% ../nbs/21_loader.ipynb #3bf435f0
+def read(self: Source, i: int,
+         bare: bool = False, # the grey border is not wanted: it may be left out
+        ) -> tuple: # (h, w, 3) uint8 at net size, and the image's own (w, h)
     "Image i as the network sees it; an ImageError names the file."
     if i in self.bad: raise ImageError(self.bad[i])
     if self.pixels is not None: return self.pixels[i], self.sizes[i]
     if not self.paths[i]: raise ImageError(f'{self.files[i]}: listed in the annotations, but there is no such image')
     rgb = images.read(self.paths[i])
     w, h = rgb.shape[1::-1]
-    return images.letterbox(w, h, *self.size, self.mode).image(rgb), (w, h)
+    fit = images.letterbox(w, h, *self.size, self.mode)
+    return fit.inner(rgb) if bare and fit.how == 'area' else fit.image(rgb), (w, h)
 
 Source.read = read
 
@@ -71,14 +74,15 @@ def load(self: Source, i: int,
          tile: bool = False, # without the grey border
         ) -> tuple: # rgb uint8, boxes (N, 5) in its px, Fit
     "Image i with its boxes."
-    rgb, (w, h) = self.read(i)
+    rgb, (w, h) = self.read(i, tile)
     fit = images.letterbox(int(w), int(h), *self.size, self.mode)
     boxes = self.truth[i].copy()
     boxes[:, 1:] = fit.boxes(bx.clip(boxes[:, 1:], w, h))
     boxes = boxes[(boxes[:, 3:] > boxes[:, 1:3]).all(1)]  # one that lay outside has nothing left
     if not tile: return rgb, boxes, fit
     x, y, tw, th = int(fit.dx), int(fit.dy), round(w*fit.sx), round(h*fit.sy)
-    return rgb[y:y+th, x:x+tw], boxes - [0, x, y, x, y], fit
+    if rgb.shape[:2] != (th, tw): rgb = rgb[y:y+th, x:x+tw]
+    return rgb, boxes - [0, x, y, x, y], fit
 
 Source.load = load
 
