@@ -360,7 +360,8 @@ def layer_ms(l, n_in: int, n_out: int, depth: bool, runtime: str, reps: int = 7)
 
 # %% ../nbs/51_prune.ipynb #43ef055f
 def between(xs, ys, z): # rising widths; (len(xs), len(ys)) ms -> function of (channels in, channels out)
-    "Bilinear, and along the last slope below the first width."
+    "Bilinear, and along the last slope below the first width; narrower is never dearer, whatever the clock said."
+    z = np.minimum.accumulate(np.minimum.accumulate(z[::-1, ::-1], 0), 1)[::-1, ::-1]
     def at(v, grid): # index, fraction
         i = int(np.clip(np.searchsorted(grid, v, 'right') - 1, 0, max(0, len(grid) - 2)))
         return (i, (v - grid[i])/(grid[i+1] - grid[i])) if len(grid) > 1 else (0, 0.)
