@@ -309,6 +309,7 @@ def save_checkpoint(folder, # checkpoint/ of a run
     "Write a checkpoint; whatever goes wrong on the way, the ones before it stay as they are."
     folder = Path(folder)
     path = folder/f'step-{step:08d}.pt'
+    folder.mkdir(parents=True, exist_ok=True)  # somebody tidied up
     path.with_suffix('.sha256').unlink(missing_ok=True)  # an older one of the same step
     with atomic(path) as p:
         torch.save(state, p)

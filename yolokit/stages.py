@@ -367,9 +367,11 @@ def finished(job: Job, leg: Leg, t: Training, seconds: float, finish, stop: Stop
     "What comes after the last step."
     run = leg.run
     leg_done(leg, t, seconds)
-    curves(run)
     stop.at_once = True  # what follows can be done again
-    try: finish and finish(run, weights.load_checkpoint(run.folder/'weights/best.pt'), job.data)
+    try:
+        if stop.why: raise runs.Stopped(f'stopped: {stop.why}')
+        curves(run)
+        if finish: finish(run, weights.load_checkpoint(run.folder/'weights/best.pt'), job.data)
     finally: stop.at_once = False
     run.update(state='finished', ended=time.strftime('%Y-%m-%d %H:%M:%S'))
     runs.report(run)

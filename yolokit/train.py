@@ -486,6 +486,7 @@ def judge(run: Run, t: Training, r: Recipe, per: int, # per: batches an epoch
 
 def save_weights(path, detector: Detector, **facts) -> None:
     "A .pt that loads with weights.load_checkpoint."
+    Path(path).parent.mkdir(parents=True, exist_ok=True)  # somebody tidied up
     with atomic(path) as p: torch.save(weights.checkpoint(detector, **facts), p)
 
 # %% ../nbs/33_train.ipynb #580cd1ef
