@@ -289,7 +289,7 @@ def epoch(self: Loader, e: int, # from 0
     except (RuntimeError, OSError, EOFError) as e: # what it was about to hand over may also be lost: a broken connection
         if 'DataLoader worker' not in str(e) and not fallen(self.pool): raise
         self.close()
-        raise WorkerDied(f'a loader process died ({str(e).splitlines()[0]}): often too little memory or shared memory; '
+        raise WorkerDied(f'a loader process died ({(str(e) or type(e).__name__).splitlines()[0]}): often too little memory or shared memory; '
                           'try fewer workers, workers=0, or docker run --shm-size=2g') from e
 
 Loader.epoch = epoch
