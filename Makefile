@@ -45,9 +45,10 @@ export: setup
 	$(BIN)/nbdev_export
 
 # Two workers: four would import torch four times over on two cores (23 s instead of 11 s before the first test).
+# A file's tests stay in one worker, for what they share.
 test: export
 	$(BIN)/nbdev_test --n_workers 2 --do_print
-	$(PY) -m pytest -m 'not soak' --durations=10
+	$(PY) -m pytest -m 'not soak' -n 2 --dist loadfile --durations=10
 
 soak: export
 	$(BIN)/nbdev_test --n_workers 1 --flags slow --do_print

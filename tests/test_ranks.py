@@ -2,7 +2,7 @@
 import dataclasses, hashlib, json, multiprocessing, os, signal, socket, subprocess, sys, time
 from pathlib import Path
 import jsonschema, numpy as np, pytest, torch, yaml
-from small import CFG, checkout, environment
+from small import CFG, environment
 from yolokit import ranks, runs, stages
 from yolokit.augment import Augment
 from yolokit.cfg import Cfg
@@ -38,14 +38,6 @@ def together(world, work, *args):
     finally:
         for p in ps: p.join(10); p.kill()
     return [got[r] for r in range(world)]
-
-
-@pytest.fixture(scope='module')
-def root(tmp_path_factory):
-    folder = checkout(tmp_path_factory.mktemp('checkout'))
-    with pytest.MonkeyPatch.context() as m:
-        m.setenv('YOLOKIT_ROOT', str(folder))
-        yield folder
 
 
 DROPS = CFG.replace('[convolutional]\nfilters=21', '[dropout]\nprobability=.2\n\n[convolutional]\nfilters=21')

@@ -1,20 +1,12 @@
 "The chain of stages, stopping and resuming, starting from weights: with a tiny network on drawn squares."
 import dataclasses, importlib.util, json, math, subprocess, sys, types
 import pytest
-from small import checkout, environment
+from small import environment
 from yolokit import runs, weights
 from yolokit.cfg import Cfg
 from yolokit.model import Detector, state_hash
 from yolokit.runs import Run, RunError
 from yolokit.stages import Config, stage
-
-
-@pytest.fixture(scope='module')
-def root(tmp_path_factory):
-    folder = checkout(tmp_path_factory.mktemp('checkout'))
-    with pytest.MonkeyPatch.context() as m:
-        m.setenv('YOLOKIT_ROOT', str(folder))
-        yield folder
 
 
 TINY = dict(data='squares', network='tiny.cfg', steps=8, bs=4, workers=0, threads=1, device='cpu')

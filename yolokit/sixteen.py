@@ -92,7 +92,7 @@ def over_each_other(got: dict): # of arms -> matplotlib Figure
         a.plot(v['steps']['step'], loss_of(v['steps']), **STYLE[k])
         b.semilogy(v['steps']['step'], np.abs(loss_of(v['steps'])/loss_of(first) - 1).clip(1e-7), **STYLE[k])
     c.plot(first['step'], first['lr'], 'C2')
-    for ax, title in ((a, 'loss'), (b, 'its distance from the first arm, relative'), (c, 'learning rate: warm restarts by the iteration')):
+    for ax, title in ((a, 'loss'), (b, 'its distance from the first arm, relative'), (c, 'learning rate')):
         ax.set_title(title, fontsize=8)
         ax.set_xlabel('step', fontsize=8)
         ax.tick_params(labelsize=7)
