@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 HERE, SIZE, BATCH, BOXES = Path(__file__).resolve().parents[1], 320, 16, 8
+NEAR = 128                                             # as the recipe `scratch` has it
 
 
 # What both sides get
@@ -21,7 +22,7 @@ def batch():
     boxes = [rng.integers(0, 80, (BATCH, BOXES)), *(rng.uniform(.1*SIZE, .9*SIZE, (BATCH, BOXES)) for _ in 'xy'), *(rng.uniform(.05*SIZE, .4*SIZE, (BATCH, BOXES)) for _ in 'wh')]
     return x, np.stack(boxes, -1).astype(np.float32)
 
-def folder(where, n=128):
+def folder(where, n=1024):                             # many more than a worker of ours would hold
     "JPEGs of 640×480, quality 90, four boxes each, laid out as YOLOv5 wants them."
     import cv2
     rng = np.random.default_rng(1)
@@ -114,11 +115,11 @@ def ours_step(amp, ema):
         return got
     return go
 
-def ours_loader(data):
+def ours_loader(data, near):
     from yolokit import formats
     from yolokit.augment import Augment
     from yolokit.loader import Loader
-    low = Augment(hsv_h=.015, hsv_s=.7, hsv_v=.4, translate=.1, scale=.5, fliplr=.5, mosaic=1.)
+    low = Augment(hsv_h=.015, hsv_s=.7, hsv_v=.4, translate=.1, scale=.5, fliplr=.5, mosaic=1., near=near)
     return Loader(formats.read(data, 'yolo'), (640, 640), BATCH, 0, low, workers=1, cache='')
 
 
@@ -142,12 +143,12 @@ def side(a):
             go()
             return 1e3*(time.process_time() - began)/BATCH
     else:
-        loader = theirs_loader(a.yolov5, a.data) if a.who == 'theirs' else ours_loader(a.data)
+        loader = theirs_loader(a.yolov5, a.data) if a.who == 'theirs' else ours_loader(a.data, a.near)
         def endless():
             for e in range(10**6): yield from iter(loader) if a.who == 'theirs' else loader.epoch(e)
         stream = endless()
-        for _ in range(4): next(stream)
-        def turn(n=8):
+        for _ in range(16): next(stream)               # two hundred and fifty-six images: pages are there, and what is held is held
+        def turn(n=16):
             workers = children()
             before = sum(map(cpu, workers)), time.process_time()
             for _ in range(n): next(stream)
@@ -199,10 +200,10 @@ def main(a):
                 print(f'ours / theirs{e}: float32 {med["ours off" + e]/med["theirs off" + e]:.3f}   bf16 {med["ours bf16" + e]/med["theirs bf16" + e]:.3f}   our bf16 / their float32 {med["ours bf16" + e]/med["theirs off" + e]:.3f}')
         if a.only != 'step':
             folder(data := Path(tmp)/'data')
-            got = race(a, theirs=Side(a, 'theirs', side='loader', data=data), ours=Side(a, 'ours', side='loader', data=data))
+            got = race(a, theirs=Side(a, 'theirs', side='loader', data=data), **{f'ours, near={n}': Side(a, 'ours', side='loader', data=data, near=n) for n in (0, NEAR)})
             med = {k: [statistics.median(c) for c in zip(*v)] for k, v in got.items()}
-            for k, (w, m) in med.items(): print(f'loader, mosaic 640 from JPEG: {k:<8} worker {w:6.2f} ms an image = {1e3/w:.0f} images a second; the process that takes them {m:.2f} ms')
-            print(f'ours / theirs, images a second: {med["theirs"][0]/med["ours"][0]:.2f}')
+            for k, (w, m) in med.items(): print(f'loader, mosaic 640 from JPEG: {k:<14} worker {w:6.2f} ms an image = {1e3/w:.0f} images a second; the process that takes them {m:.2f} ms')
+            print('ours / theirs, images a second: ' + ', '.join(f'{med["theirs"][0]/w:.2f} with {k[6:]}' for k, (w, _) in med.items() if k != 'theirs'))
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -213,6 +214,6 @@ if __name__ == '__main__':
     p.add_argument('--without-ema', action='store_true', help='both sides also without their averages')
     p.add_argument('--loud', action='store_true', help='show what the sides write')
     for k in ('who', 'side', 'amp', 'data'): p.add_argument(f'--{k}', help=argparse.SUPPRESS)
-    p.add_argument('--ema', type=int, help=argparse.SUPPRESS)
+    for k in ('ema', 'near'): p.add_argument(f'--{k}', type=int, help=argparse.SUPPRESS)
     a = p.parse_args()
     side(a) if a.side else main(a)

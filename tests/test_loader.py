@@ -1,4 +1,5 @@
 """What the loader promises across processes: the same batches, clear errors, no orphans."""
+from dataclasses import replace
 import hashlib, os, signal, subprocess, sys, time
 import numpy as np
 import pytest
@@ -43,6 +44,47 @@ def test_any_workers_any_cache_any_start(table):
         assert digest(loader.epoch(2, start=3)) == want[2][3:]
         assert digest(loader.epoch(2)) == want[2]
         loader.close()
+
+
+@pytest.mark.parametrize('near', [3, 9, 1000])         # within a batch, over some, and more than there are
+def test_neighbours_depend_on_places_alone(table, near):
+    aug = Augment(mosaic=.9, mixup=.3, hsv_v=.4, translate=.2, scale=.5, fliplr=.5, near=near)
+    want = {e: digest(Loader(table, SIZE, 4, seed=7, augment=aug, workers=0).epoch(e)) for e in (0, 1)}
+    assert len(set(want[0] + want[1])) == 10
+    for workers, cache in ((0, ''), (2, ''), (1, 'ram')):
+        loader = Loader(table, SIZE, 4, seed=7, augment=aug, workers=workers, cache=cache)
+        next(iter(loader.epoch(1)))
+        assert digest(loader.epoch(0, start=2)) == want[0][2:] and digest(loader.epoch(1)) == want[1]
+        loader.close()
+    small = Loader(table, SIZE, 4, seed=7, augment=aug, workers=0, cache='')
+    small.work.source.room = 2                         # forgets nearly everything
+    assert digest(small.epoch(1)) == want[1] and len(small.work.source.held) == 2
+    parts = [list(Loader(table, SIZE, 4, seed=7, augment=aug, workers=0, share=(k, 2)).epoch(1)) for k in (0, 1)]
+    whole = list(Loader(table, SIZE, 4, seed=7, augment=aug, workers=0).epoch(1))
+    for b, x, y in zip(whole, *parts): assert torch.equal(torch.cat([x.images, y.images]), b.images) and torch.equal(torch.cat([x.targets, y.targets]), b.targets)
+
+
+def test_neighbours_come_as_often_as_each_other(table):
+    """Over many epochs each image is in as many mosaics as every other, however few places they come from."""
+    loader, count = Loader(table, SIZE, 4, augment=Augment(mosaic=1., near=5), workers=0), np.zeros(23, int)
+    src = loader.work.source
+    load = type(src).tile
+    try:
+        type(src).tile = lambda self, i: (count.__setitem__(i, count[i] + 1), load(self, i))[1]
+        for e in range(30): list(loader.epoch(e))
+    finally: type(src).tile = load
+    assert abs(count.mean() - 30*4*20/23) < 1 and count.std() < .12*count.mean()
+
+
+def test_a_tile_is_decoded_once_for_its_neighbours(table, monkeypatch):
+    seen, aug = [], Augment(mosaic=1., near=8)
+    for n, held in ((80, 0), (23, 1)):                 # four for each of twenty samples, or none twice
+        loader = Loader(table, SIZE, 4, augment=replace(aug, near=8*held), workers=0, cache='')
+        seen.clear()
+        with monkeypatch.context() as m:
+            m.setattr(images, 'read', lambda p, read=images.read: (seen.append(p), read(p))[1])
+            list(loader.epoch(0))
+        assert len(seen) == n if not held else len(seen) == len(set(seen)) <= n
 
 
 def test_two_seeds_differ(table):

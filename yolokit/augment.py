@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['GREY', 'CORNERS', 'ORDER', 'MOSAIC', 'AFFINE', 'MIXUP', 'FLIP', 'HSV', 'PASTE', 'SECOND', 'Augment', 'flip_lr',
            'flip_ud', 'hsv', 'matrix', 'warp', 'warp_boxes', 'candidates', 'outline', 'outlined', 'around', 'shifted',
-           'affine', 'mosaic', 'paste', 'mixup', 'picture', 'sample']
+           'upright', 'lay', 'affine', 'meeting', 'corner', 'mosaic', 'touched', 'window', 'paste', 'mixup', 'picture',
+           'sample']
 
 # %% ../nbs/20_augment.ipynb #02b8dba1
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from . import boxes as bx
 class Augment:
     "The numbers of an augmentation recipe."
     mosaic: float = 0.  # probability that an image is shown as a mosaic of four
+    near: int = 0  # the other three come from so many places before it in the epoch's order; 0: from everywhere
     mixup: float = 0.  # probability that a mosaic is blended with a second one
     copy_paste: float = 0.  # share of a mosaic's outlined objects that are pasted again, mirrored; boxes without an outline stay as they are
     hsv_h: float = 0.  # gain of hue; a factor in 1 ± gain is drawn
@@ -60,13 +62,15 @@ def flip_ud(rgb: np.ndarray, # (h, w, 3) uint8
 def hsv(rgb: np.ndarray, # (h, w, 3) uint8
         gains: tuple, # of hue, saturation, value
         rng: np.random.Generator,
+        out: np.ndarray | None = None, # where to put it; may be the image itself
        ) -> np.ndarray: # (h, w, 3) uint8
     "The image in another light."
-    r = 1 + rng.uniform(-1, 1, 3) * np.asarray(gains)
-    x = np.arange(256)[:, None] * r
-    x[:, 0] %= 180
-    lut = np.clip(x, 0, 255).astype(np.uint8)[None]    # (1, 256, 3): one table a channel
-    return cv2.cvtColor(cv2.LUT(cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV), lut), cv2.COLOR_HSV2RGB)
+    h, sat, v = 1 + rng.uniform(-1, 1, 3) * np.asarray(gains)
+    planes = list(cv2.split(cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)))
+    if h != 1: planes[0] = cv2.LUT(planes[0], (np.arange(256)*h % 180).astype(np.uint8))
+    for k, gain in (1, sat), (2, v):
+        if gain != 1: cv2.convertScaleAbs(planes[k], planes[k], gain)
+    return cv2.cvtColor(cv2.merge(planes), cv2.COLOR_HSV2RGB, dst=out)
 
 # %% ../nbs/20_augment.ipynb #3a111585
 def matrix(aug: Augment,
@@ -154,42 +158,114 @@ def shifted(boxes: np.ndarray, x: float, y: float) -> np.ndarray: # (N, 5 or mor
     out[:, 2::2] += y
     return out
 
+# %% ../nbs/20_augment.ipynb #db0373f7
+def upright(M: np.ndarray) -> bool: # (3, 3)
+    "Does it only zoom and shift?"
+    return bool(M[0, 0] > 0 and M[1, 1] > 0 and not (M[0, 1] or M[1, 0] or M[2, 0] or M[2, 1]))
+
+# %% ../nbs/20_augment.ipynb #36dfec27
+def lay(rgb: np.ndarray, # (h, w, 3) uint8
+        at: tuple, # x, y on the canvas of its left top corner
+        canvas: tuple, # (w, h): what sticks out is cut off
+        M: np.ndarray, # (3, 3) canvas px → target px, upright
+        out: np.ndarray, # (to_h, to_w, 3) uint8, the target: drawn on
+       ) -> list: # zoom x, zoom y, shift x, shift y as they came out; zeros where nothing is seen
+    "Draw what can be seen of an image."
+    sides = []
+    for k in (0, 1):
+        zoom, shift, end = float(M[k, k]), float(M[k, 2]), out.shape[1-k]
+        first, last = max(at[k], 0), min(at[k] + rgb.shape[1-k], canvas[k])
+        a, b = max(first, round(-shift/zoom)), min(last, round((end - shift)/zoom))      # canvas px
+        p = max(round(a*zoom + shift), 0) if a == first else 0                           # target px
+        q = min(round(b*zoom + shift), end) if b == last else end
+        if a >= b or p >= q: return [0.]*4
+        sides.append((a - at[k], b - at[k], p, q, (q - p)/(b - a), p - a*(q - p)/(b - a)))
+    (a, b, p, q, sx, tx), (c, d, u, v, sy, ty) = sides
+    cv2.resize(rgb[c:d, a:b], (q - p, v - u), dst=out[u:v, p:q])
+    return [sx, sy, tx, ty]
+
 # %% ../nbs/20_augment.ipynb #5a16f1ee
 def affine(rgb: np.ndarray, # (h, w, 3) uint8
            boxes: np.ndarray, # (N, 5)
-           aug: Augment,
+           M: np.ndarray, # (3, 3), see matrix
+           zoom: float, # in it
            to: tuple, # (w, h) of the result
-           rng: np.random.Generator,
           ) -> tuple: # rgb (to_h, to_w, 3), boxes (K, 5)
-    "A random view of the image, with the boxes that can still be seen."
+    "The image moved, with the boxes that can still be seen."
     size = rgb.shape[1], rgb.shape[0]
-    M, zoom = matrix(aug, size, to, rng)
-    if size != tuple(to) or not np.array_equal(M, np.eye(3)): rgb = warp(rgb, M, to)
+    if upright(M) and (size != tuple(to) or not np.array_equal(M, np.eye(3))):
+        out = np.full((to[1], to[0], 3), GREY, np.uint8)
+        sx, sy, tx, ty = lay(rgb, (0, 0), size, M, out)
+        rgb, M = out, np.array([[sx, 0, tx], [0, sy, ty], [0, 0, 1]])
+    elif not upright(M): rgb = warp(rgb, M, to)
     moved = warp_boxes(boxes, M)
     moved[:, 1:] = bx.clip(moved[:, 1:], *to)
     known = outlined(boxes)
     if known.any(): moved[known, 1:] = around(boxes[known, 5:], M, to)
     return rgb, moved[candidates(boxes, moved, zoom, np.where(known, .01, .1))]
 
-# %% ../nbs/20_augment.ipynb #21e39fb9
+# %% ../nbs/20_augment.ipynb #b51523bb
+def meeting(size: tuple, # (w, h) of the network input
+            rng: np.random.Generator,
+           ) -> tuple: # x, y on the canvas
+    "Where four images meet."
+    return tuple(int(rng.uniform(n/2, 3*n/2)) for n in size)
+
+def corner(k: int, # 0..3: left top, right top, left bottom, right bottom
+           rgb: np.ndarray, at: tuple, # tile, where the four meet
+          ) -> tuple: # x, y on the canvas
+    "Where a tile's left top corner falls."
+    return at[0] - rgb.shape[1]*(k % 2 == 0), at[1] - rgb.shape[0]*(k < 2)
+
+# %% ../nbs/20_augment.ipynb #03ad9b92
 def mosaic(tiles: list, # four (rgb, boxes), each at most (w, h): left top, right top, left bottom, right bottom
            size: tuple, # (w, h) of the network input
-           rng: np.random.Generator,
+           at: tuple, # x, y on the canvas where they meet
           ) -> tuple: # rgb (2h, 2w, 3), boxes (N, 5) clipped to it
-    "Four images around a random centre."
+    "Four images around a centre."
     w, h = size
     canvas = np.full((2*h, 2*w, 3), GREY, np.uint8)
-    cx, cy = int(rng.uniform(w/2, 3*w/2)), int(rng.uniform(h/2, 3*h/2))
     out = []
     for k, (rgb, boxes) in enumerate(tiles):
+        x, y = corner(k, rgb, at)
         th, tw = rgb.shape[:2]
-        x, y = cx - tw*(k % 2 == 0), cy - th*(k < 2)   # where the tile's left top corner falls
         x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x+tw, 2*w), min(y+th, 2*h)
         canvas[y0:y1, x0:x1] = rgb[y0-y:y1-y, x0-x:x1-x]
         out.append(shifted(boxes, x, y))
     boxes = np.concatenate(out)
     boxes[:, 1:5] = bx.clip(boxes[:, 1:5], 2*w, 2*h)
     return canvas, boxes[candidates(boxes, boxes)]
+
+# %% ../nbs/20_augment.ipynb #9b580217
+def touched(size: tuple, at: tuple, # (w, h) of the network input, where the quarters meet
+            M: np.ndarray, # (3, 3) canvas px → target px
+           ) -> list: # bool, of each quarter of the canvas
+    "Can anything of it be seen?"
+    if M[2, :2].any(): return [True]*4
+    (w, h), reach = size, 2                            # px that interpolation may reach over the edge
+    x = np.array([-reach, at[0] + reach, at[0] - reach, 2*w + reach])[[0, 1, 0, 1, 2, 3, 2, 3]*2]
+    y = np.array([-reach, at[1] + reach, at[1] - reach, 2*h + reach])[[0, 0, 1, 1]*2 + [2, 2, 3, 3]*2]
+    p = (M[:2, :2] @ [x, y] + M[:2, 2:]).reshape(2, 4, 4)
+    low, high = p.min(2), p.max(2)
+    return ((low[0] < w) & (low[1] < h) & (high > 0).all(0)).tolist()
+
+# %% ../nbs/20_augment.ipynb #3a773bde
+def window(tiles: list, # four (rgb, boxes), as in `mosaic`; None: cannot be seen
+           size: tuple, at: tuple, # (w, h) of the network input, where the tiles meet
+           M: np.ndarray, zoom: float, # (3, 3) canvas px → target px, upright; the zoom in it
+          ) -> tuple: # rgb (h, w, 3), boxes (K, 5)
+    "What `affine` makes of a `mosaic`, without the canvas between."
+    canvas, out = (2*size[0], 2*size[1]), np.full((size[1], size[0], 3), GREY, np.uint8)
+    rows, moves = [np.zeros((0, 5))], []
+    for k, (rgb, boxes) in ((k, t) for k, t in enumerate(tiles) if t):
+        at_k = corner(k, rgb, at)
+        rows.append(shifted(boxes, *at_k))
+        moves += [lay(rgb, at_k, canvas, M, out)]*len(boxes)
+    before, moves = np.concatenate(rows), np.array(moves).reshape(-1, 4)
+    before[:, 1:] = bx.clip(before[:, 1:], *canvas)
+    after = before.copy()
+    after[:, 1:] = bx.clip(before[:, 1:]*moves[:, [0, 1, 0, 1]] + moves[:, [2, 3, 2, 3]], *size)
+    return out, after[candidates(before, before) & candidates(before, after, zoom)]
 
 # %% ../nbs/20_augment.ipynb #d01050b3
 def paste(rgb: np.ndarray, boxes: np.ndarray, # (h, w, 3) uint8; (N, 5+2·CORNERS)
@@ -225,7 +301,7 @@ SECOND = 16
 
 def picture(load, # load(i, tile) → (rgb, boxes): image i at net size, or without its grey border
             i: int, # which image
-            n: int, # how many there are to fill a mosaic from
+            others, # int or array: how many images there are to fill a mosaic from, or which
             size: tuple, # (w, h)
             aug: Augment,
             draw, # draw(stream) → np.random.Generator
@@ -234,25 +310,29 @@ def picture(load, # load(i, tile) → (rgb, boxes): image i at net size, or with
     "Image i, alone or in a mosaic, moved."
     rng = draw(MOSAIC + second)
     is_mosaic = rng.random() < aug.mosaic
-    if is_mosaic:
-        four = rng.permutation([i, *rng.integers(n, size=3)])
-        rgb, boxes = mosaic([load(int(k), True) for k in four], size, rng)
-        if aug.copy_paste: rgb, boxes = paste(rgb, boxes, aug.copy_paste, draw(PASTE + second))
-    else: rgb, boxes = load(i, False)
-    return *affine(rgb, boxes, aug, size, draw(AFFINE + second)), is_mosaic
+    M, zoom = matrix(aug, tuple(2*n for n in size) if is_mosaic else size, size, draw(AFFINE + second))
+    if not is_mosaic: return *affine(*load(i, False), M, zoom, size), False
+    four, at = rng.permutation([i, *rng.choice(others, 3)]), meeting(size, rng)
+    if aug.copy_paste: # objects may come from anywhere on the canvas
+        canvas = paste(*mosaic([load(int(k), True) for k in four], size, at), aug.copy_paste, draw(PASTE + second))
+        return *affine(*canvas, M, zoom, size), True
+    tiles = [load(int(k), True) if seen else None for k, seen in zip(four, touched(size, at, M))]
+    if upright(M): return *window(tiles, size, at, M, zoom), True
+    return *affine(*mosaic([t or (np.zeros((0, 0, 3), np.uint8), np.zeros((0, 5))) for t in tiles], size, at), M, zoom, size), True
 
-# %% ../nbs/20_augment.ipynb #d1251eca
-def sample(load, i: int, n: int, size: tuple, aug: Augment, draw, # as in `picture`
+# %% ../nbs/20_augment.ipynb #e3745a2c
+def sample(load, i: int, others, size: tuple, aug: Augment, draw, # as in `picture`
+           out: np.ndarray | None = None, # (h, w, 3) where the result may be put, if that saves a copy
           ) -> tuple: # rgb (h, w, 3) uint8, boxes (N, 5)
-    "The whole recipe for image i: mosaic, affine, mixup, hsv, flips."
-    rgb, boxes, is_mosaic = picture(load, i, n, size, aug, draw)
+    "The whole recipe for image i: mosaic, affine, mixup, flips, hsv."
+    rgb, boxes, is_mosaic = picture(load, i, others, size, aug, draw)
     if aug.mixup and is_mosaic:
         rng = draw(MIXUP)
         if rng.random() < aug.mixup:
-            other = picture(load, int(rng.integers(n)), n, size, aug, draw, SECOND)
+            other = picture(load, int(rng.choice(others)), others, size, aug, draw, SECOND)
             rgb, boxes = mixup((rgb, boxes), other[:2], rng)
-    if aug.hsv_h or aug.hsv_s or aug.hsv_v: rgb = hsv(rgb, (aug.hsv_h, aug.hsv_s, aug.hsv_v), draw(HSV))
     ud, lr = draw(FLIP).random(2) < (aug.flipud, aug.fliplr)
     if ud: rgb, boxes = flip_ud(rgb, boxes)
     if lr: rgb, boxes = flip_lr(rgb, boxes)
+    if aug.hsv_h or aug.hsv_s or aug.hsv_v: rgb = hsv(rgb, (aug.hsv_h, aug.hsv_s, aug.hsv_v), draw(HSV), out)
     return rgb, boxes

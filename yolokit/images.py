@@ -162,7 +162,7 @@ def _whole(data: bytes, kind: str) -> bool:
     i = 2
     while i + 4 <= len(data) and data[i] == 0xFF and data[i+1] != 0xDA:  # hop from segment to segment up to the scan
         i += 1 if data[i+1] == 0xFF else 2 + int.from_bytes(data[i+2:i+4], 'big')
-    return data.find(b'\xff\xd9', i) >= 0
+    return data.rfind(b'\xff\xd9', i) >= 0         # from the end, where it is
 
 # %% ../nbs/10_images.ipynb #cbb64824
 def read(path, # image file; any name, Korean too
