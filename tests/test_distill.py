@@ -81,6 +81,17 @@ def test_half_precision_agrees_with_float(parent):
     for k in out[0]: assert out[1][k].item() == pytest.approx(out[0][k].item(), rel=.1, abs=1e-3), k
 
 
+def test_sparsity_is_a_number_of_the_recipe(parent):
+    "Alone and beside a teacher, through the train notebook's own parameters."
+    pushed = stage(Config(**C, name='pushed', change='sparsity=l1 10'), extra=distill.teach)
+    both = taught('both', change='sparsity=polarised 10')
+    assert runs.read_rows(pushed.folder/'steps.csv')['sparsity'][-1] > 0 and {'t_obj', 'sparsity'} <= set(runs.read_rows(both.folder/'steps.csv'))
+    gamma = lambda run: torch.cat([w.detach().abs() for w in distill.norms(load_checkpoint(run.folder/'weights/best.pt')).values()]).mean()
+    assert gamma(pushed) < gamma(parent)
+    with pytest.raises(TrainError, match='say l1 or polarised'): stage(Config(**C, change='sparsity=l2'), extra=distill.teach)
+    with pytest.raises(TrainError, match='nobody here knows how to push'): stage(Config(**C, change='sparsity=l1'))
+
+
 def test_wrong_teachers_are_told_before_anything_is_done(root):
     with pytest.raises(TrainError, match='teacher=nobody: there is no run of that name'): stage(Config(**C, teacher='nobody'), extra=distill.teach)
     with pytest.raises(TrainError, match='nobody here knows how'): stage(Config(**C, teacher='tiny.cfg'))

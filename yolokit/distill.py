@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['kl', 'alike', 'answers', 'look', 'kept', 'hint', 'DistillError', 'Teaching', 'match', 'norms', 'cut_from', 'before',
-           'Distill', 'attach', 'forward', 'told', 'teacher_file', 'teach']
+           'Distill', 'attach', 'forward', 'told', 'teacher_file', 'pupil', 'Several', 'teach']
 
 # %% ../nbs/52_distill.ipynb #21e811e2
 import os
@@ -18,6 +18,8 @@ from .detect import open_weights
 from .ground import root, sha256
 from .loss import Gains, ciou, place, scales
 from .model import Detector, single
+from .prune import Sparsity
+from .recipes import sparse
 from .runs import Run
 from .stages import file_of
 from .train import Recipe, Training, lowered
@@ -196,10 +198,9 @@ def teacher_file(word: str) -> Path: # a run's name, a path, a published name
     best = runs.runs_folder()/word/'weights/best.pt'
     return best if best.is_file() else file_of(word)
 
-def teach(run: Run, # whose config may name a teacher
-          student: Detector, r: Recipe, numbers: Teaching = Teaching()) -> Distill | None:
-    "The teacher of a run, for `fit(extra=...)`; None where it has none."
-    if not run.config.get('teacher'): return None
+def pupil(run: Run, # whose config names a teacher
+          student: Detector, r: Recipe, numbers: Teaching = Teaching()) -> Distill:
+    "The teacher of a run."
     file, was = teacher_file(run.config['teacher']), run.info.get('teacher')
     now = dict(file=os.path.relpath(file, root()), sha256=sha256(file), numbers=asdict(numbers))
     if was and was['sha256'] != now['sha256']: raise DistillError(f'run {run.name} cannot go on: its teacher {now["file"]} is not what it was ({was["sha256"][:12]} then, {now["sha256"][:12]} now)')
@@ -208,3 +209,15 @@ def teach(run: Run, # whose config may name a teacher
     d = Distill(student, open_weights(file), r.gains, numbers, run.info.get('seed', 0))
     run.say(f'teacher: {d.teacher[0].cfg.name} from {now["file"]}: {d.told()}')
     return d
+
+class Several(nn.ModuleList):
+    "More than one of them."
+    def attach(self, student):
+        for m in self: m.attach(student)
+    def forward(self, *args): return {k: v for m in self for k, v in m(*args).items()}
+
+def teach(run: Run, student: Detector, r: Recipe, numbers: Teaching = Teaching()): # -> a module, or None
+    "What a run's losses have beside the truth, for `fit(extra=...)`: its teacher, and sparsity where its recipe says so."
+    out = [pupil(run, student, r, numbers)] if run.config.get('teacher') else []
+    if push := sparse(r): out.append(Sparsity(*push))
+    return Several(out) if len(out) > 1 else out[0] if out else None

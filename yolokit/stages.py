@@ -23,7 +23,7 @@ from .launch import launched
 from .loader import Loader, available
 from .loss import Gains
 from .model import Detector, state_hash
-from .recipes import RECIPES, Recipe, TrainError, as_learnt, batches_a_step, batches_done, due, quirks, total_steps
+from .recipes import RECIPES, Recipe, TrainError, as_learnt, batches_a_step, batches_done, due, quirks, sparse, total_steps
 from .ranks import RankError, Team
 from .runs import Run, RunError, Stop, Stopped
 from .table import Table
@@ -169,7 +169,7 @@ def recipe_of(stage: str, c: Config, # target: is this the stage that was asked 
     if c.bs: r = replace(r, bs=c.bs, nominal=r.nominal if r.nominal > c.bs else 0)
     if c.every: r = replace(r, every=c.every)
     if c.change and target: r = changed(r, c.change)
-    quirks(r)  # one that is not known is an error now, not in the middle
+    quirks(r), sparse(r)  # what is not known is an error now, not in the middle
     return replace(r, lr0=c.lr0) if c.lr0 and target else r
 
 # %% ../nbs/34_stages.ipynb #3d160743
@@ -387,12 +387,13 @@ def as_before(c: Config) -> Config: # with resume
 def stage(config: Config, # the parameters of the notebook
           evaluate=None, # evaluate.validator: (val table, size, bs, workers, device) -> a function that judges a detector
           finish=None, # submit.deliver: (run, detector, data) -> dict of files
-          extra=None, # distill.teach: (run, detector, recipe) -> more losses for fit, or None
+          extra=None, # distill.teach: (run, detector, recipe) -> more losses for fit, or None; for teachers and sparsity
          ) -> Run: # of the stage that was asked for
     "Run a stage, and before it whatever it needs that is not there yet."
     c = as_before(config) if config.resume else config
     check(c)
     if c.teacher and not extra: raise TrainError(f'teacher={c.teacher}: nobody here knows how to learn from one; call stage(..., extra=distill.teach)')
+    if not extra and (pushed := recipe_of(c.stage, c).sparsity): raise TrainError(f'sparsity={pushed}: nobody here knows how to push; call stage(..., extra=distill.teach)')
     if c.gpus > 1 and not ranks.under_torchrun(): return elsewhere(c, config, evaluate, finish, extra)
     dev, r = runs.device(c.device), recipe_of(c.stage, c)
     # several processes: a thread each; on virtual ranks the bits are those of one thread
