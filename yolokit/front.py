@@ -120,6 +120,7 @@ def draw(rows: list, # judged alike
             ax.scatter(r[x]*unit, r[y], zorder=3, **mark)
             ax.annotate(r['name'], (r[x]*unit, r[y]), xytext=(3, -8), textcoords='offset points', fontsize=6, color='.3')
         ax.set(xscale='log', xlabel=label)
+        ax.margins(.15)                                # the names have room
         ax.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5), numticks=5), major_formatter='{x:g}', minor_formatter=NullFormatter())
         ax.grid(alpha=.3)
     fig.axes[0].set_ylabel(y)
