@@ -12,7 +12,7 @@ EXTRAS = ('ipywidgets', 'jupyterlab', 'papermill', 'nbdev', 'fastcore', 'execnb'
 EXPECTED = '''boxes cfg layers model zoo pickles weights published census ground files adapters known records images table checks
               formats repair viewer datasets scene parking suspects augment loader anchors ranks loss optim recipes board runs train sixteen launch stages match views suppress
               certainty inspector curves detect evaluate leaderboard compact submit sweeps errors graph lower targets export channels
-              front prune distill quantize compress'''.split()
+              front prune distill quantize qat tensorrt compress'''.split()
 
 
 def read(path): return json.loads(path.read_text(encoding='utf-8'))

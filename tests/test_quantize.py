@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from small import CFG, checkout
-from yolokit import export, formats, quantize as qz, zoo
+from yolokit import export, formats, qat as qa, quantize as qz, tensorrt as trt, zoo
 from yolokit.cfg import Cfg
 from yolokit.graph import graph, need
 from yolokit.images import write
@@ -57,7 +57,7 @@ def test_activations_without_a_kernel_of_their_own(act):
     nodes = qz.int8_nodes(c.model)
     assert c.noises[c.method] < .02 and qz.noise(c.quantised(), c.xs, c.wanted) == c.noises[c.method]
     assert bool(qz.left_out(c.model, nodes, 'onnxruntime')) == (act != 'linear') and {n.op_type for n in nodes} <= {'Conv', *qz.CARRY}
-    assert qz.apart(qz.fake(d, c), c.quantised(), xs)[1] < .03
+    assert qa.apart(qa.fake(d, c), c.quantised(), xs)[1] < .03
 
 
 @pytest.mark.soak
@@ -96,18 +96,18 @@ def test_each_layer_played_is_the_files(target, monkeypatch):
     "Given the same input, a played layer and ONNX Runtime's give the same integers, but for one in ten thousand, and then the next one."
     d, xs = lively(zoo.build('yolokit-nano', 3).with_size(160, 96), 4)
     c = qz.calibrate(d, xs, target)
-    f, q = qz.fake(d, c).eval(), c.quantised()
+    f, q = qa.fake(d, c).eval(), c.quantised()
     names = list(f.plan)
     q.graph.output.extend(need().helper.make_tensor_value_info(f'{t}_dq', 1, None) for t in names)
     got = dict(zip(names, export.session(q.SerializeToString()).run([f'{t}_dq' for t in names], {'input': xs[0]})))
-    flips, plain = {}, qz.Fake.round
+    flips, plain = {}, qa.Fake.round
     def taught(self, name, x):
         y = plain(self, name, x)
         if name not in got: return y
         far = np.abs(y.detach().numpy() - got[name])/self.plan[name].scale
         flips[name] = float((far > .5).mean()), float(far.max())
         return torch.from_numpy(got[name])
-    monkeypatch.setattr(qz.Fake, 'round', taught)
+    monkeypatch.setattr(qa.Fake, 'round', taught)
     with torch.no_grad(): f(torch.from_numpy(xs[0]))
     assert set(flips) == set(names), set(names) - set(flips)
     assert max(v for v, _ in flips.values()) <= 1e-3 and np.mean([v for v, _ in flips.values()]) <= 1e-4, flips
@@ -184,33 +184,33 @@ def test_training_for_it(tmp_path, monkeypatch):
     c = qz.calibrate(d, train, n=12)
     for k in range(2):
         run = Run.new('qat', folder=tmp_path/'runs', seed=0)
-        with exact(1): best, c2 = qz.qat(run, d, c, train, recipe=replace(qz.QAT, steps=5, bs=8, lr0=.01), workers=0)
+        with exact(1): best, c2 = qa.qat(run, d, c, train, recipe=replace(qa.QAT, steps=5, bs=8, lr0=.01), workers=0)
         hashes.append(state_hash(best))
     assert hashes[0] == hashes[1] and state_hash(d) == before != hashes[0]
     assert not any('running' in k for k in best.state_dict()) and state_hash(load_checkpoint(run.folder/'weights/best.pt')) == hashes[0]
-    target, plan, floats = qz.read_plan(run.folder/'grids.json')
+    target, plan, floats = qa.read_plan(run.folder/'grids.json')
     assert (target, plan, floats) == ('onnxruntime', c.plan, [])
     q = {t.name: need().numpy_helper.to_array(t) for t in qz.insert(graph(best, 'decoded'), plan).graph.initializer}
     for t in qz.tensors(c2.model, qz.int8_nodes(c2.model)): assert q[f'{t}_scale'] == np.float32(c.plan[t].scale) and q[f'{t}_zero'] == c.plan[t].zero
-    share, worst = qz.apart(qz.fake(best, c2), c2.quantised(), c2.xs)
+    share, worst = qa.apart(qa.fake(best, c2), c2.quantised(), c2.xs)
     assert share < .05 and worst < .1
-    with pytest.raises(qz.CalibrationError, match='no boxes'): qz.qat(run, d, c, train.keep([]))
+    with pytest.raises(qz.CalibrationError, match='no boxes'): qa.qat(run, d, c, train.keep([]))
 
 
 @pytest.mark.parametrize('via', ['qdq', 'table'])
 def test_deepstream(tmp_path, via):
     d, xs = tiny()
     c = qz.calibrate(d, xs, 'tensorrt')
-    e = qz.to_deepstream(d, tmp_path, c, via=via)
+    e = trt.to_deepstream(d, tmp_path, c, via=via)
     own = export.read_config(tmp_path/'config_infer_primary.txt')['property']
     ops = {n.op_type for n in need().load(tmp_path/own['onnx-file']).graph.node}
     assert own['network-mode'] == '1' and 'int8' in own['model-engine-file'] and ('QuantizeLinear' in ops) == (via == 'qdq')
     assert any('not run in it' in t for t in e.done)
     if via == 'table':
-        table = qz.read_table(tmp_path/own['int8-calib-file'])
+        table = trt.read_table(tmp_path/own['int8-calib-file'])
         model = need().load(tmp_path/own['onnx-file'])
         assert set(table) <= {'input', *(t for n in model.graph.node for t in n.output)} and table['input'] <= 1 and f'{d.heads[0].conv}_Conv' in table
-        dropped = qz.tops(c, [1])
+        dropped = trt.tops(c, [1])
         assert not any(t.startswith('1_') for t in dropped) and any(t.startswith('2_') for t in dropped)
-    with pytest.raises(ValueError, match="target='tensorrt'"): qz.to_deepstream(d, tmp_path/'b', qz.calibrate(d, xs))
-    with pytest.raises(ValueError, match='up to 10'): qz.to_deepstream(d, tmp_path/'b', c, version='11.4.0')
+    with pytest.raises(ValueError, match="target='tensorrt'"): trt.to_deepstream(d, tmp_path/'b', qz.calibrate(d, xs))
+    with pytest.raises(ValueError, match='up to 10'): trt.to_deepstream(d, tmp_path/'b', c, version='11.4.0')
