@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 HERE, SIZE, BATCH, BOXES = Path(__file__).resolve().parents[1], 320, 16, 8
-NEAR = 128                                             # as the recipe `scratch` has it
+NEAR = 128                                             # see 21_loader
 
 
 # What both sides get
