@@ -14,7 +14,7 @@ import contextlib, copy, hashlib, importlib, itertools, math, os, sys, time
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 import numpy as np, torch
-from . import anchors, board, datasets, published, ranks, runs, weights, zoo
+from . import anchors, board, compiled, datasets, published, ranks, runs, weights, zoo
 from .augment import Augment
 from .cfg import Cfg
 from .ground import root, say
@@ -53,7 +53,7 @@ class Config:
     seed: int = 0
     device: str = 'auto'            # auto, cpu or cuda
     gpus: int = 0                   # processes, each with a GPU (on the CPU: with a thread); 0 and 1: this one
-    amp: str = 'auto'               # auto, off, bf16 or fp16
+    amp: str = 'auto'; compile: bool = False # amp: auto, off, bf16 or fp16; compile: see 31_compiled
     workers: int = 2; threads: int = 0 # processes that prepare batches; threads of torch on the CPU, 0: one a core
     fix: bool = True                # repair the annotations
     tensorboard: bool = False       # events too, see 32_board
@@ -81,6 +81,8 @@ def check(c: Config) -> None:
         raise TrainError(f'data={c.data}: there is no such folder or file ({where(c.data)}); known sets are {", ".join(SETS)}')
     precision(c.amp, torch.device('cpu'))
     if c.tensorboard: board.writer()
+    if c.compile: compiled.check(runs.device(c.device))
+    if c.compile and c.teacher: raise TrainError('compile=True with a teacher: it listens to layers, which a compiled network does not have. Leave compile=False')
 
 # %% ../nbs/34_stages.ipynb #c36774e9
 def network_of(c: Config, classes: int) -> Cfg:
@@ -343,7 +345,7 @@ def travel(job: Job, leg: Leg, evaluate, finish, stop: Stop, loader: Loader | No
     judge_by = evaluate if evaluate and val.n_images else None      # only rank 0 will call it
     if judge_by and team.first: judge_by = evaluate(val, size=size_of(job.cfg), bs=leg.recipe.bs, workers=c.workers, device=job.dev)
     show = board.tensorboard(run.folder/'events', done) if c.tensorboard and team.first else None
-    try: t = fit(run, d, loader, leg.recipe, judge_by, job.dev, job.amp, stop, leg.state, extra=more, show=show, team=team)
+    try: t = fit(run, d, loader, leg.recipe, judge_by, job.dev, job.amp, stop, leg.state, extra=more, show=show, team=team, compile=c.compile)
     finally: loader.close()
     team.share(lambda: finished(job, leg, t, time.monotonic() - began, finish, stop))
 
