@@ -77,9 +77,9 @@ RECIPES = {
     'finetune': replace(ADAMW, note='From the baseline: whole images, smaller steps. Minutes on two cores; what it reaches is in the README.', source='tuned for this repository',
         steps=400, lr0=.0015, every=3.4, gains=Gains(cls=2.), augment=Augment(hsv_h=.01, hsv_s=.4, hsv_v=.3, translate=.05, scale=.2, fliplr=.5)),
     'scratch': replace(ADAMW, note='From nothing, on any data: for short runs of small networks.', source='the settings of the embedded set',
-        epochs=100, lr0=.003, every=10, augment=replace(LOW, close_mosaic=10)),
+        epochs=100, lr0=.003, every=10, augment=replace(LOW, close_mosaic=10, near=128)),
     'transfer': replace(ADAMW, note='From weights that know something, on any data.', source='the settings of the embedded set; on parking_space see the README',
-        epochs=30, lr0=.001, every=3, augment=replace(LOW, scale=.3, mosaic=.5, close_mosaic=5)),
+        epochs=30, lr0=.001, every=3, augment=replace(LOW, scale=.3, mosaic=.5, close_mosaic=5, near=128)),
 }
 
 # %% ../nbs/32_recipes.ipynb #1da376bf
