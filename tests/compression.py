@@ -1,6 +1,6 @@
 """What a teacher gives back of what pruning takes: on the embedded default, at equal steps, several seeds.
 
-    OMP_NUM_THREADS=1 nice -n 10 python tests/compression.py parent=runs/finetune-001/weights/best.pt budget=0.8 steps=200 seeds=0,1,2
+    OMP_NUM_THREADS=1 nice -n 10 python tests/compression.py parent=runs/finetune-001/weights/best.pt budget=0.6 steps=200 lr0=.01 seeds=0,1,2
 
 Prints a Markdown table: the parent, and the pruned network fine-tuned without and with its parent as teacher.
 """
@@ -28,25 +28,26 @@ def fine_tuned(parent, small, table, judge, recipe, seed, teacher, threads):
         return m['AP'][-1], m['AP50'][-1], time.process_time() - began
 
 
-def main(parent, budget='0.8', of='macs', steps='200', lr0='0.003', seeds='0,1,2', by='l1', how='global', multiple='4', threads='1'):
+def main(parent, budget='0.6', of='macs', steps='200', lr0='0.01', lr0_taught='', seeds='0,1,2', by='taylor', how='greedy', multiple='4', threads='1'):
     table = datasets.ensure('').table
     d = load_checkpoint(parent).eval()
     judge = evaluate.validator(table.split('val'), d.size, 8, 0)
     c = compress.CompressConfig(of=of, by=by, how=how, multiple=int(multiple))
     batches, whole = compress.batches_of(table, d.size, 0), compress.cost(d.cfg)
-    recipe = replace(RECIPES['finetune'], steps=int(steps), lr0=float(lr0), every=1e6)
-    made = lambda: compress.smaller(d, float(budget), whole[of], c, batches)
-    m, small = judge(d), made()
+    recipes = {who: replace(RECIPES['finetune'], steps=int(steps), lr0=float(lr), every=1e6) for who, lr in (('alone', lr0), ('taught', lr0_taught or lr0))}
+    made = {who: lambda c=replace(c, distill=who == 'taught'): compress.smaller(d, float(budget), whole[of], c, batches) for who in recipes}
+    m, small = judge(d), made['alone']()
     left = compress.cost(small.cfg)
-    print(f'{Path(parent).name}: {steps} steps of {recipe.bs}, lr0 {lr0}; {left["params"]/whole["params"]:.3f} of the parameters and {left["macs"]/whole["macs"]:.3f} of the MACs left; {distill.Teaching()}\n')
+    print(f'{Path(parent).name}: {steps} steps of {recipes["alone"].bs}, lr0 {recipes["alone"].lr0:g} alone and {recipes["taught"].lr0:g} taught; {left["params"]/whole["params"]:.3f} of the parameters and {left["macs"]/whole["macs"]:.3f} of the MACs left; {distill.Teaching()}\n')
     print('| | seed | AP | AP50 | CPU s |\n|---|---|---|---|---|')
     print(f'| parent | | {m["AP"]:.4f} | {m["AP50"]:.4f} | |', flush=True)
-    u = judge(small)
-    print(f'| pruned, not trained | | {u["AP"]:.4f} | {u["AP50"]:.4f} | |', flush=True)
+    for who, text in (('alone', 'pruned, not trained'), ('taught', 'the same, reconstructed')):
+        u = judge(made[who]())
+        print(f'| {text} | | {u["AP"]:.4f} | {u["AP50"]:.4f} | |', flush=True)
     found = {}
     for seed in map(int, seeds.split(',')):
         for who in ('alone', 'taught'):
-            ap, ap50, s = fine_tuned(parent, made(), table, judge, recipe, seed, who == 'taught', int(threads))
+            ap, ap50, s = fine_tuned(parent, made[who](), table, judge, recipes[who], seed, who == 'taught', int(threads))
             found.setdefault(who, []).append((ap, ap50))
             print(f'| {who} | {seed} | {ap:.4f} | {ap50:.4f} | {s:.0f} |', flush=True)
     a, b = (np.array(found[k]) for k in ('alone', 'taught'))

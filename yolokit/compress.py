@@ -44,7 +44,8 @@ class CompressConfig:
     score: str = 'AP50' # a name in front.SCORES, or of your own
     recipe: str = ''    # in RECIPES; '' for finetune's own
     change: str = ''    # numbers of the recipe
-    steps: int = 0; epochs: int = 0; bs: int = 0; lr0: float = 0.; every: float = 0. # 0: as the recipe has it
+    lr0: float = .01    # after the warm-up: what was cut has more to learn again than finetune's own rate is made for; 0: as the recipe has it
+    steps: int = 0; epochs: int = 0; bs: int = 0; every: float = 0. # 0: as the recipe has it
     seed: int = 0
     device: str = 'auto'
     amp: str = 'auto'
@@ -126,9 +127,9 @@ def batches_of(table: Table, size: tuple, seed: int, n: int = 12) -> list: # of 
 
 def smaller(d: Detector, budget: float, whole: int, # what the budget is a share of
             c: CompressConfig, batches: list) -> Detector:
-    "A pruned detector, its BatchNorms measured again."
+    "A pruned detector, its BatchNorms measured again; with a teacher, its layers reconstructed."
     new = prune.prune(d, budget, c.of, c.by, batches, c.how, c.multiple, c.multiple, whole, values=prune.means(d, batches))
-    return prune.recalibrate(new, batches).eval()
+    return (distill.reconstruct(new, d, batches) if c.distill else prune.recalibrate(new, batches)).eval()
 
 def cost(cfg: Cfg) -> dict: # params, macs
     "What a network costs."
