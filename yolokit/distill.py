@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GRID', 'kl', 'alike', 'answers', 'look', 'kept', 'hint', 'DistillError', 'Teaching', 'match', 'norms', 'cut_from',
-           'before', 'Distill', 'attach', 'forward', 'told', 'columns', 'nearest', 'reconstruct', 'teacher_file',
-           'pupil', 'Several', 'teach']
+           'before', 'Distill', 'attach', 'forward', 'told', 'columns', 'nearest', 'settle', 'plain', 'reconstruct',
+           'teacher_file', 'pupil', 'Several', 'teach']
 
 # %% ../nbs/52_distill.ipynb #0fa3dabe
 import copy, os
@@ -17,6 +17,7 @@ from torch import nn
 from . import runs
 from .detect import open_weights
 from .ground import root, sha256
+from .layers import Conv
 from .loss import Gains, ciou, place, scales
 from .model import Detector, single
 from .prune import Sparsity, recalibrate
@@ -169,6 +170,7 @@ def attach(self, student: Detector):
         for k in self.hints: listen(d, heard, f'hint {k}', max(1, GRID*d.cfg.plan()[k].shape[2]//d.size[0]), k)
 Distill.attach = attach
 
+# %% ../nbs/52_distill.ipynb #8579ab73
 def forward(self, t: Training, x: torch.Tensor, # (B, C, H, W)
             maps: list, targets=None) -> dict: # of (), weighted
     "What the teacher has to say about a batch."
@@ -220,6 +222,18 @@ def nearest(x: torch.Tensor, # (N, D) with ones in the last column
     out = torch.linalg.solve(a, b)
     return out[:n].T, out[n]
 
+# %% ../nbs/52_distill.ipynb #11f8e3ce
+def settle(m: Conv, x: torch.Tensor, # (B, C, h, w) what it reads
+           at: torch.Tensor, y: torch.Tensor, # positions; (B·n, O) what its convolution should give there
+          ) -> None:
+    "A layer with the nearest weights, its BatchNorm measured at these positions."
+    cols = columns(m.conv, x, at)
+    w, _ = nearest(cols, y, m.conv.weight.flatten(1).double())
+    y = cols[:, :-1] @ w.T
+    m.conv.weight.copy_(w.view_as(m.conv.weight)); m.bn.running_mean.copy_(y.mean(0)); m.bn.running_var.copy_(y.var(0))
+
+def plain(m) -> bool: return m.conv.groups == 1 and m.conv.dilation == (1, 1)
+
 # %% ../nbs/52_distill.ipynb #dd5e2b63
 @torch.no_grad()
 def reconstruct(student: Detector, # pruned; in place
@@ -228,21 +242,16 @@ def reconstruct(student: Detector, # pruned; in place
                 n: int = 200, # positions of every picture
                 seed: int = 0) -> Detector: # the student, its BatchNorms measured again
     "Every layer's weights so that it makes of the student's maps what the teacher has there, as far as that goes."
-    rows = {i: r for i, r in cut_from(student, teacher).items() if len(r) and r.min() >= 0 and student.layers[i].conv.groups == 1 and student.layers[i].conv.dilation == (1, 1)}
+    rows = {i: r for i, r in cut_from(student, teacher).items() if len(r) and r.min() >= 0 and plain(student.layers[i])}
     t, p, g, told, hooks = copy.deepcopy(teacher).eval(), next(student.parameters()), torch.Generator().manual_seed(seed), {}, []
     x, was = torch.cat([b.images for b in batches]).to(p)/255, student.training
-    def tell(i, conv, y):
-        at = torch.randperm(y.shape[2]*y.shape[3], generator=g)[:n]
+    def tell(i, y):
+        at = torch.randperm(y.shape[2]*y.shape[3], generator=g)[:n].to(y.device)
         told[i] = at, y.flatten(2)[:, rows[i].to(y.device)][:, :, at].permute(0, 2, 1).flatten(0, 1).double()
-    def learn(i, m, xs):
-        at, y = told.pop(i)
-        cols = columns(m.conv, xs[0], at)
-        w, _ = nearest(cols, y, m.conv.weight.flatten(1).double())
-        y = cols[:, :-1] @ w.T
-        m.conv.weight.copy_(w.view_as(m.conv.weight)); m.bn.running_mean.copy_(y.mean(0)); m.bn.running_var.copy_(y.var(0))
-    for i in rows: t.layers[i].conv.register_forward_hook(lambda m, xs, y, i=i: tell(i, m, y))
+    for i in rows: t.layers[i].conv.register_forward_hook(lambda m, xs, y, i=i: tell(i, y))
     t(x)
-    for i in rows: hooks.append(student.layers[i].register_forward_pre_hook(lambda m, xs, i=i: learn(i, m, xs)))
+    # each layer is solved when the forward pass comes to it, on what the solved ones before it give
+    for i in rows: hooks.append(student.layers[i].register_forward_pre_hook(lambda m, xs, i=i: settle(m, xs[0], *told.pop(i))))
     try: student.eval()(x)
     finally:
         for h in hooks: h.remove()
