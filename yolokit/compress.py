@@ -35,7 +35,7 @@ class CompressConfig:
     budgets: str = ''   # several with spaces between, instead of one
     of: str = 'params'  # what is counted: params or macs
     by: str = 'taylor'  # worth of a channel: see prune
-    how: str = 'greedy' # see prune
+    how: str = 'global' # see prune
     sparsity: str = ''  # 'l1 .01' or 'polarised .01': trained so before pruning, for by='bn'
     multiple: int = 8   # channel counts
     rounds: int = 1     # prune and fine-tune so often, the cost falling by the same factor each time
