@@ -195,13 +195,14 @@ def main(a):
             import matplotlib
             shutil.copy(Path(matplotlib.get_data_path())/'fonts/ttf/DejaVuSans.ttf', p/'Arial.ttf')
         if a.only != 'loader':
-            kinds = [(who, amp, e, c) for e in ((1, 0) if a.without_ema else (1,)) for who, c in (('theirs', 0), ('ours', 0), *[('ours', 1)]*a.compiled) for amp in ('off', 'bf16')]
+            kinds = [(who, amp, e, c) for e in ((1, 0) if a.without_ema else (1,)) for who, c in (('theirs', 0), ('ours', 0), *[('ours', 1)]*a.compiled) for amp in ('off', 'bf16')[c:]]
             got = race(a, **{f'{w} {m}' + ' compiled'*c + ' without EMA'*(not e): Side(a, w, side='step', amp=m, ema=e, compiled=c) for w, m, e, c in kinds})
             med = {k: statistics.median(v) for k, v in got.items()}
             for k, v in med.items(): print(f'step, yolov5n {SIZE}, batch {BATCH}: {k:<24} {v:6.1f} ms an image ({min(got[k]):.1f} to {max(got[k]):.1f})')
-            for e in {k[len('ours off'):]: 0 for k in med if k.startswith('ours off')}:
+            for e in {k[len('ours bf16'):]: 0 for k in med if k.startswith('ours bf16')}:
                 them = e.replace(' compiled', '')
-                print(f'ours / theirs{e}: float32 {med["ours off" + e]/med["theirs off" + them]:.3f}   bf16 {med["ours bf16" + e]/med["theirs bf16" + them]:.3f}   our bf16 / their float32 {med["ours bf16" + e]/med["theirs off" + them]:.3f}')
+                float32 = f'float32 {med["ours off" + e]/med["theirs off" + them]:.3f}   ' if e == them else ''
+                print(f'ours / theirs{e}: {float32}bf16 {med["ours bf16" + e]/med["theirs bf16" + them]:.3f}   our bf16 / their float32 {med["ours bf16" + e]/med["theirs off" + them]:.3f}')
         if a.only != 'step':
             folder(data := Path(tmp)/'data')
             got = race(a, theirs=Side(a, 'theirs', side='loader', data=data), **{f'ours, near={n}': Side(a, 'ours', side='loader', data=data, near=n) for n in (0, NEAR)})
@@ -215,7 +216,7 @@ if __name__ == '__main__':
     p.add_argument('--python', default=sys.executable, help='with what YOLOv5 needs: pandas, seaborn, requests, psutil')
     p.add_argument('--only', choices=['step', 'loader'])
     p.add_argument('--turns', type=int, default=7)
-    p.add_argument('--compiled', type=int, nargs='?', const=1, default=0, help='ours also in machine code (minutes to compile)')
+    p.add_argument('--compiled', type=int, nargs='?', const=1, default=0, help='our bf16 also in machine code (minutes to compile)')
     p.add_argument('--without-ema', action='store_true', help='both sides also without their averages')
     p.add_argument('--loud', action='store_true', help='show what the sides write')
     for k in ('who', 'side', 'amp', 'data'): p.add_argument(f'--{k}', help=argparse.SUPPRESS)

@@ -518,11 +518,16 @@ def warm_up(t: Training, n: int, # images of a batch
             loader: Loader, sizes: list, kept: 'Kept') -> None:
     "Forward and backward in every shape; nothing of it stays."
     kept.keep()
-    with torch.random.fork_rng(devices=[t.dev] if t.dev.type == 'cuda' else []):
-        for size in sizes:
-            for batch in compiled.blanks(n, loader.work.source.size, loader.work.m):
-                backward(t, batch, size)
-                t.optimizer.zero_grad()
+    try:
+        with torch.random.fork_rng(devices=[t.dev] if t.dev.type == 'cuda' else []):
+            for size in sizes:
+                for batch in compiled.blanks(n, loader.work.source.size, loader.work.m):
+                    backward(t, batch, size)
+                    t.optimizer.zero_grad()
+    except Exception as e:
+        what = 'out of memory while' if starved(e) else 'an error while'
+        raise TrainError(f'{what} the network was compiled and tried: {str(e).strip().splitlines()[0][:300]}. Where an earlier run was killed while it compiled, half a file may be left in {compiled.cache()}: '
+                         'delete that folder. Or leave compile=False, which also does with less memory') from e
     kept.back()
 
 # %% ../nbs/33_train.ipynb #7dffffdf
