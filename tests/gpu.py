@@ -57,8 +57,8 @@ class Again:
         self.batch = Batch(torch.from_numpy(rng.integers(0, 256, (bs, 3, h, w), np.uint8)).contiguous(memory_format=torch.channels_last),
                            torch.stack([torch.from_numpy(padded(v, 32)) for v in boxes]), torch.arange(bs), ['noise']*bs, [])
         if dev.type == 'cuda': self.batch = self.batch.pin_memory()
-        self.n, self.bs, self.dev, self.quiet, self.seen = 10**6, bs, dev, quiet, 0
-        self.work = type('Work', (), dict(source=type('Source', (), dict(size=(w, h)))))
+        self.n, self.part, self.bs, self.dev, self.quiet, self.seen = 10**6, 0, bs, dev, quiet, 0
+        self.work = type('Work', (), dict(m=32, source=type('Source', (), dict(size=(w, h)))))
     def __len__(self): return 10**6
     def epoch(self, e, start=0, **_):
         while True:
@@ -95,11 +95,11 @@ def steps(a, dev):
     "Images a second beside the roofline; what bf16 and exactness cost."
     flops, copy = calibrate(dev, torch.bfloat16)
     print(f'calibrated: {flops/1e12:.1f} TFLOP/s in bf16, {copy/1e12:.3f} TB/s copied\n')
-    print('| network | img/s | of the roofline | deterministic off | float32 img/s | MB, bf16 and float32 |\n|---|---|---|---|---|---|')
+    print('| network | img/s | of the roofline | compiled | of its roofline | deterministic off | float32 img/s | MB, bf16 and float32 |\n|---|---|---|---|---|---|---|---|')
     for cfg, bs, name in networks(a):
-        most = 1/least(cfg, flops, copy, 2, fused=False)
-        half, free, full = trained(cfg, bs, dev, a), trained(cfg, bs, dev, a, exact=False), trained(cfg, bs, dev, a, 'off')
-        print(f'| {name} | {half["rate"]:.1f} | {half["rate"]/most:.2f} | ×{free["rate"]/half["rate"]:.2f} | {full["rate"]:.1f} | {half["mb"]:.0f} and {full["mb"]:.0f} |', flush=True)
+        most, fused = (1/least(cfg, flops, copy, 2, f) for f in (False, True))
+        half, fast, free, full = trained(cfg, bs, dev, a), trained(cfg, bs, dev, a, compile=True), trained(cfg, bs, dev, a, exact=False), trained(cfg, bs, dev, a, 'off')
+        print(f'| {name} | {half["rate"]:.1f} | {half["rate"]/most:.2f} | {fast["rate"]:.1f} | {fast["rate"]/fused:.2f} | ×{free["rate"]/half["rate"]:.2f} | {full["rate"]:.1f} | {half["mb"]:.0f} and {full["mb"]:.0f} |', flush=True)
 
 
 def waits(a, dev):
