@@ -15,7 +15,9 @@ from .loader import Batch
 from .loss import Loss
 from .model import Detector
 
-# %% ../nbs/31_compiled.ipynb #97803e56
+# %% ../nbs/31_compiled.ipynb #ba0bb428
+BACKEND = 'inductor'   # torch's compiler; aot_eager traces and writes no machine code: what tests of everything else take
+
 class CompileError(RuntimeError):
     "What cannot be compiled, or would have to be compiled again."
 
@@ -25,6 +27,7 @@ def compiler(dev: torch.device) -> str: # a program's name or path
 
 def check(dev: torch.device) -> None:
     "An error where something is missing that compiling needs."
+    if BACKEND != 'inductor': return                   # which alone writes programs
     program, header = compiler(dev), Path(sysconfig.get_path('include'))/'Python.h'
     why = [f'no compiler {program} (apt install g++, or set CXX)'] if not shutil.which(program) else []
     if not header.exists(): why.append(f"no headers of Python ({header}: apt install python3-dev)")
@@ -38,6 +41,7 @@ def cache() -> str: # a folder
 
 def made_by(dev: torch.device) -> str:
     "Who writes the machine code: the numbers' last digits depend on it."
+    if BACKEND != 'inductor': return BACKEND
     if dev.type == 'cuda': return f'triton {importlib.metadata.version("triton")}'
     return subprocess.run([compiler(dev), '--version'], capture_output=True, text=True).stdout.split('\n')[0]
 
@@ -57,9 +61,7 @@ def blanks(n: int, # images of a batch
         images = torch.zeros(n, 3, size[1], size[0], dtype=torch.uint8).to(memory_format=torch.channels_last)
         yield Batch(images, targets, torch.arange(n), ['']*n, [None]*n)
 
-# %% ../nbs/31_compiled.ipynb #ba0bb428
-BACKEND = 'inductor'   # torch's compiler; aot_eager traces and writes no machine code: what tests of everything else take
-
+# %% ../nbs/31_compiled.ipynb #4ed8e92f
 class Fast(NamedTuple):
     "A detector and its loss, compiled."
     detector: Callable # as Detector.__call__
