@@ -1,6 +1,6 @@
 """What training does on a GPU, judged by what that GPU can do: rates calibrated first, in the same run.
 
-    python tests/gpu.py                                   # everything, about ten minutes on an H100
+    python tests/gpu.py                                   # everything
     python tests/gpu.py steps bits --networks yolov4:608:32,yolov5s6:1280:16 --steps 40
     python tests/gpu.py --device cpu --networks yolokit-nano:64:2 --steps 6     # does the command itself work?
 
@@ -71,9 +71,8 @@ def trained(cfg, bs, dev, a, amp='bf16', quiet=10**9, loader=None, exact=True, *
     "Images a second of the second half, MB at the peak, how often the device was waited for."
     half, loader = a.steps//2, loader or Again(cfg, bs, dev, quiet)
     if dev.type == 'cuda': torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats()
-    with tempfile.TemporaryDirectory() as tmp, runs.exact(torch.get_num_threads()), warnings.catch_warnings(record=True) as caught:
+    with tempfile.TemporaryDirectory() as tmp, runs.exact(torch.get_num_threads(), exact), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
-        torch.use_deterministic_algorithms(exact)
         torch.backends.cudnn.benchmark = not exact
         try:
             run = runs.Run.new('gpu', cfg.name, tmp)
@@ -127,16 +126,15 @@ def real(a, dev):
     "Images a second from JPEGs through a mosaic, over those of one batch again and again."
     from peers import folder
     from yolokit import formats
-    from yolokit.augment import Augment
     from yolokit.loader import Loader
+    from yolokit.recipes import LOW
     with tempfile.TemporaryDirectory() as tmp:
         folder(Path(tmp)/'jpegs', 512 if dev.type == 'cuda' else 16)
         table = formats.read(Path(tmp)/'jpegs', 'yolo')
-        low = Augment(hsv_h=.015, hsv_s=.7, hsv_v=.4, translate=.1, scale=.5, fliplr=.5, mosaic=1.)
         for cfg, bs, name in networks(a):
             made = trained(cfg, bs, dev, a)['rate']
             size = cfg.net.int('width'), cfg.net.int('height')
-            read = trained(cfg, bs, dev, a, loader=Loader(table, size, bs, 0, low, workers=os.cpu_count(), cache='ram', pin=dev.type == 'cuda'))['rate']
+            read = trained(cfg, bs, dev, a, loader=Loader(table, size, bs, 0, LOW, workers=os.cpu_count(), cache='ram', pin=dev.type == 'cuda'))['rate']
             print(f'{name}: {read:.1f} img/s from JPEGs with {os.cpu_count()} workers, {made:.1f} without reading: {read/made:.3f}', flush=True)
 
 

@@ -5,6 +5,7 @@
 The checkout (v6.1 or master) is the reader's own; nothing of it is here. Figures are CPU time, medians; one thread each.
 """
 import argparse, json, os, shutil, statistics, subprocess, sys, tempfile, time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,10 +121,9 @@ def ours_step(amp, ema, in_machine_code=False):
 
 def ours_loader(data, near):
     from yolokit import formats
-    from yolokit.augment import Augment
     from yolokit.loader import Loader
-    low = Augment(hsv_h=.015, hsv_s=.7, hsv_v=.4, translate=.1, scale=.5, fliplr=.5, mosaic=1., near=near)
-    return Loader(formats.read(data, 'yolo'), (640, 640), BATCH, 0, low, workers=1, cache='')
+    from yolokit.recipes import LOW
+    return Loader(formats.read(data, 'yolo'), (640, 640), BATCH, 0, replace(LOW, near=near), workers=1, cache='')
 
 
 # A side: says when it is ready, then a number for every line it gets

@@ -1,7 +1,7 @@
 "Training in machine code: nothing is left by the warm-up, nothing is compiled twice, the same bits twice and resumed. Traced only, except in `make soak`: a C++ compiler takes minutes."
 import contextlib, dataclasses, math
 import numpy as np, pytest, torch
-from small import CFG, checkout
+from small import CFG
 from test_ranks import DROPS, Later, table, together
 from yolokit import compiled, formats, runs, stages, train
 from yolokit.augment import Augment
@@ -15,14 +15,6 @@ from yolokit.train import Recipe, fit
 SMALL = Recipe(steps=5, bs=4, lr0=.05, lrf=.1, warmup=0, ema=.95, ema_tau=5., every=50., augment=Augment(fliplr=.5))
 KINDS = dict(plain=(SMALL, 'off'), sizes=(dataclasses.replace(SMALL, scales=(.67, 1.), nominal=8, steps=3), 'bf16'), fp16=(SMALL, 'fp16'),
              virtual=(dataclasses.replace(SMALL, virtual=2, freeze='0'), 'off'))
-
-
-@pytest.fixture(scope='module')
-def root(tmp_path_factory):
-    folder = checkout(tmp_path_factory.mktemp('checkout'))
-    with pytest.MonkeyPatch.context() as m:
-        m.setenv('YOLOKIT_ROOT', str(folder))
-        yield folder
 
 
 @pytest.fixture

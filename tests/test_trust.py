@@ -3,7 +3,6 @@ import dataclasses, math
 import pytest, torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from small import checkout
 from test_compile import SMALL, go, rows_of
 from test_ranks import Later, together
 from yolokit import runs, train
@@ -11,14 +10,6 @@ from yolokit.recipes import TrainError
 from yolokit.runs import Stopped
 
 LONG = dataclasses.replace(SMALL, steps=14, scales=(.67, 1.))
-
-
-@pytest.fixture(scope='module')
-def root(tmp_path_factory):
-    folder = checkout(tmp_path_factory.mktemp('checkout'))
-    with pytest.MonkeyPatch.context() as m:
-        m.setenv('YOLOKIT_ROOT', str(folder))
-        yield folder
 
 
 @pytest.fixture(autouse=True)
