@@ -1,6 +1,6 @@
 """Side by side with YOLOv5: a training step and a loader, each side in a process of its own, taking turns in one run.
 
-    python tests/peers.py ~/yolov5-v6.1 --python ~/venv-with-pandas/bin/python [--only step|loader] [--turns 7] [--compiled]
+    python tests/peers.py ~/yolov5-v6.1 --python ~/venv-with-pandas/bin/python [--only step|loader] [--turns 7]
 
 The checkout (v6.1 or master) is the reader's own; nothing of it is here. Figures are CPU time, medians; one thread each.
 """
@@ -96,7 +96,7 @@ def theirs_loader(path, data):
 
 def ours_step(amp, ema, in_machine_code=False):
     import torch
-    from yolokit import compiled, train, zoo
+    from yolokit import compiled, fused, train, zoo
     from yolokit.loader import Batch, padded
     from yolokit.model import Detector
     x, t = batch()
@@ -106,8 +106,8 @@ def ours_step(amp, ema, in_machine_code=False):
     b = Batch(torch.from_numpy(x).to(memory_format=torch.channels_last), torch.stack([torch.from_numpy(padded(v, 4*BOXES)) for v in xyxy]), torch.arange(BATCH), ['']*BATCH, [])
     params, kept = list(d.parameters()), train.Kept(d)
     if in_machine_code:
-        tr.open = compiled.steady(d, tr.loss, 4*BOXES, 1)  # for as long as this side lives
-        tr.fast = tr.open.__enter__()
+        tr.open = fused.steady(d, compiled.compiler(torch.device('cpu')))  # for as long as this side lives
+        tr.open.__enter__()
     def go():
         kept.keep()
         tr.optimizer.zero_grad()
@@ -195,14 +195,13 @@ def main(a):
             import matplotlib
             shutil.copy(Path(matplotlib.get_data_path())/'fonts/ttf/DejaVuSans.ttf', p/'Arial.ttf')
         if a.only != 'loader':
-            kinds = [(who, amp, e, c) for e in ((1, 0) if a.without_ema else (1,)) for who, c in (('theirs', 0), ('ours', 0), *[('ours', 1)]*a.compiled) for amp in ('off', 'bf16')[c:]]
+            kinds = [(who, amp, e, c) for e in ((1, 0) if a.without_ema else (1,)) for who, c in (('theirs', 0), ('ours', 0), ('ours', 1)) for amp in ('off', 'bf16')]
             got = race(a, **{f'{w} {m}' + ' compiled'*c + ' without EMA'*(not e): Side(a, w, side='step', amp=m, ema=e, compiled=c) for w, m, e, c in kinds})
             med = {k: statistics.median(v) for k, v in got.items()}
             for k, v in med.items(): print(f'step, yolov5n {SIZE}, batch {BATCH}: {k:<24} {v:6.1f} ms an image ({min(got[k]):.1f} to {max(got[k]):.1f})')
             for e in {k[len('ours bf16'):]: 0 for k in med if k.startswith('ours bf16')}:
                 them = e.replace(' compiled', '')
-                float32 = f'float32 {med["ours off" + e]/med["theirs off" + them]:.3f}   ' if e == them else ''
-                print(f'ours / theirs{e}: {float32}bf16 {med["ours bf16" + e]/med["theirs bf16" + them]:.3f}   our bf16 / their float32 {med["ours bf16" + e]/med["theirs off" + them]:.3f}')
+                print(f'ours / theirs{e}: float32 {med["ours off" + e]/med["theirs off" + them]:.3f}   bf16 {med["ours bf16" + e]/med["theirs bf16" + them]:.3f}   our bf16 / their float32 {med["ours bf16" + e]/med["theirs off" + them]:.3f}')
         if a.only != 'step':
             folder(data := Path(tmp)/'data')
             got = race(a, theirs=Side(a, 'theirs', side='loader', data=data), **{f'ours, near={n}': Side(a, 'ours', side='loader', data=data, near=n) for n in (0, NEAR)})
@@ -216,10 +215,9 @@ if __name__ == '__main__':
     p.add_argument('--python', default=sys.executable, help='with what YOLOv5 needs: pandas, seaborn, requests, psutil')
     p.add_argument('--only', choices=['step', 'loader'])
     p.add_argument('--turns', type=int, default=7)
-    p.add_argument('--compiled', type=int, nargs='?', const=1, default=0, help='our bf16 also in machine code (minutes to compile)')
     p.add_argument('--without-ema', action='store_true', help='both sides also without their averages')
     p.add_argument('--loud', action='store_true', help='show what the sides write')
     for k in ('who', 'side', 'amp', 'data'): p.add_argument(f'--{k}', help=argparse.SUPPRESS)
-    for k in ('ema', 'near'): p.add_argument(f'--{k}', type=int, help=argparse.SUPPRESS)
+    for k in ('ema', 'near', 'compiled'): p.add_argument(f'--{k}', type=int, help=argparse.SUPPRESS)
     a = p.parse_args()
     side(a) if a.side else main(a)

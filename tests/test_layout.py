@@ -10,7 +10,7 @@ CHAPTERS = [p for p in BOOKS if p.stem[:2].isdigit()]
 APPS = [p for p in BOOKS if p not in CHAPTERS]
 EXTRAS = ('ipywidgets', 'jupyterlab', 'papermill', 'nbdev', 'fastcore', 'execnb', 'IPython', 'ipykernel', 'nbformat', 'nbclient', 'pytest', 'onnx', 'onnxruntime', 'optuna', 'ultrafast_pycocotools', 'tensorboard')
 EXPECTED = '''boxes cfg layers model zoo pickles weights published census ground files adapters known records images table checks
-              formats repair viewer datasets scene parking suspects augment loader anchors ranks loss optim compiled recipes board runs train sixteen launch stages match views suppress
+              formats repair viewer datasets scene parking suspects augment loader anchors ranks loss optim compiled fused recipes board runs train sixteen launch stages match views suppress
               certainty inspector curves detect evaluate leaderboard compact submit sweeps errors graph lower targets export channels
               front prune distill quantize qat tensorrt compress'''.split()
 

@@ -48,7 +48,7 @@ class CompressConfig:
     steps: int = 0; epochs: int = 0; bs: int = 0; every: float = 0. # 0: as the recipe has it
     seed: int = 0
     device: str = 'auto'
-    amp: str = 'auto'
+    amp: str = 'auto'; compile: bool = False # compile: see 33_train
     workers: int = 2
     threads: int = 0
 
@@ -77,7 +77,7 @@ def check(c: CompressConfig) -> None:
 
 def trainer(c: CompressConfig, **more) -> Config:
     "What fine-tuning is told, as of the train notebook."
-    return Config(**{k: getattr(c, k) for k in ('recipe', 'change', 'steps', 'epochs', 'bs', 'lr0', 'every', 'seed', 'device', 'amp', 'workers', 'threads')} | more)
+    return Config(**{k: getattr(c, k) for k in ('recipe', 'change', 'steps', 'epochs', 'bs', 'lr0', 'every', 'seed', 'device', 'amp', 'compile', 'workers', 'threads')} | more)
 
 def sparsely(c: CompressConfig) -> Config:
     "The same, with BatchNorm's scales pushed to zero."

@@ -53,7 +53,7 @@ class Config:
     seed: int = 0
     device: str = 'auto'            # auto, cpu or cuda
     gpus: int = 0                   # processes, each with a GPU (on the CPU: with a thread); 0 and 1: this one
-    amp: str = 'auto'; compile: bool = False # amp: auto, off, bf16 or fp16; compile: see 31_compiled
+    amp: str = 'auto'; compile: bool = False # amp: auto, off, bf16 or fp16; compile: see 33_train, In machine code
     workers: int = 2; threads: int = 0 # processes that prepare batches; threads of torch on the CPU, 0: one a core
     fix: bool = True                # repair the annotations
     tensorboard: bool = False       # events too, see 32_board
@@ -82,7 +82,7 @@ def check(c: Config) -> None:
     precision(c.amp, torch.device('cpu'))
     if c.tensorboard: board.writer()
     if c.compile: compiled.check(runs.device(c.device))
-    if c.compile and c.teacher: raise TrainError('compile=True with a teacher: it listens to layers, which a compiled network does not have. Leave compile=False')
+    if c.compile and c.teacher and compiled.way(runs.device(c.device)): raise TrainError('compile=True with a teacher: it listens to layers, which a compiled network does not have. Leave compile=False')
 
 # %% ../nbs/34_stages.ipynb #c36774e9
 def network_of(c: Config, classes: int) -> Cfg:

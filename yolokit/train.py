@@ -7,7 +7,7 @@ __all__ = ['COUNTERS', 'HALF', 'LIMIT', 'LOOK', 'MEMORY', 'fast_bf16', 'precisio
            'state', 'restore', 'frozen', 'freeze', 'lowered', 'trimmed', 'resized', 'losses', 'backward', 'gradients',
            'own_draws', 'stream', 'Feed', 'worth_by', 'Whole', 'spread', 'statistics', 'mean_statistics', 'put',
            'virtual_gradients', 'settle', 'can_start', 'Kept', 'ailing', 'ears', 'culprit', 'skip', 'Trust', 'finite',
-           'starved', 'rung', 'lower', 'ladder', 'affordable', 'enough', 'update', 'in_machine_code', 'warm_up',
+           'starved', 'rung', 'lower', 'ladder', 'affordable', 'enough', 'update', 'made', 'in_machine_code', 'warm_up',
            'judge', 'save_weights', 'fit', 'save', 'log', 'add', 'batch_picture', 'first_batches', 'curves']
 
 # %% ../nbs/33_train.ipynb #a696cf4d
@@ -20,7 +20,7 @@ import numpy as np, torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils._pytree import tree_map
-from . import anchors, compiled, images, ranks, runs, weights
+from . import anchors, compiled, fused, images, ranks, runs, weights
 from .board import Meter
 from .ground import atomic, progress, rng
 from .loader import Batch, Loader, LoaderError, WorkerDied, image_worth, keep_pages
@@ -491,23 +491,33 @@ def update(t: Training) -> None:
     t.scaler.update()
     t.bad = 0
 
-# %% ../nbs/33_train.ipynb #530cd51b
+# %% ../nbs/33_train.ipynb #cb77018b
+def made(run: Run, by: str, what: str) -> None:
+    "Say and write down who compiled."
+    run.say(f'compiled by {by}: {what}')
+    before = run.info.get('compiled', '')
+    if before not in ('', by): run.say(f'the steps before were compiled by {before}: the result will not be the same to the bit')
+    run.update(compiled=by)
+
 @contextmanager
 def in_machine_code(run: Run, t: Training, r: Recipe, loader: Loader, sizes: list, kept: 'Kept', stop: Stop):
     "For a block all steps are compiled ones, of shapes that are known beforehand."
     compiled.check(t.dev)
+    if not compiled.way(t.dev):
+        with fused.steady(t.detector, compiled.compiler(t.dev)) as n:
+            made(run, fused.made_by(compiled.made_by(t.dev)), f'BatchNorm and activation of {n} layers')
+            yield
+        return
     ears = [n for n, m in t.detector.named_modules() if m._forward_hooks]
     if ears: raise TrainError(f'compile=True, but somebody listens to {ears[0]} (a teacher does), which a compiled network does not have. Leave compile=False')
-    began, was, before = time.monotonic(), (t.spread, t.fast), run.info.get('compiled', '')
+    began, was = time.monotonic(), (t.spread, t.fast)
     with compiled.steady(t.detector, t.loss, loader.work.m, len(sizes)) as fast:
         try:
             t.spread, t.fast, stop.at_once = None, fast, True  # nothing is lost yet
             n = min(r.bs, loader.part or loader.n)//(r.virtual or t.team.world)
             if not rung(t): warm_up(t, n, loader, sizes, kept)
-            t.spread, stop.at_once, by = was[0], False, compiled.made_by(t.dev)
-            run.say(f'compiled by {by} for {n} images of {", ".join(f"{w}x{h}" for w, h in sizes)} with up to {" or ".join(map(str, fast.widths))} boxes, in {time.monotonic() - began:.0f} s')
-            if before not in ('', by): run.say(f'the steps before were compiled by {before}: the result will not be the same to the bit')
-            run.update(compiled=by)
+            t.spread, stop.at_once = was[0], False
+            made(run, compiled.made_by(t.dev), f'{n} images of {", ".join(f"{w}x{h}" for w, h in sizes)} with up to {" or ".join(map(str, fast.widths))} boxes, in {time.monotonic() - began:.0f} s')
             with compiled.locked(): yield
         finally:
             t.spread, t.fast = was
