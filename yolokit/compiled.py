@@ -30,6 +30,7 @@ def compiler(dev: torch.device) -> str: # a program's name or path
     "What torch will call."
     return os.environ.get('CXX', 'clang++' if sys.platform == 'darwin' else 'g++') if dev.type == 'cpu' else os.environ.get('CC', 'gcc')
 
+# %% ../nbs/31_compiled.ipynb #62cbdb3e
 def check(dev: torch.device) -> None:
     "An error where something is missing that compiling needs."
     if way(dev) not in ('', 'inductor'): return        # which alone make programs
