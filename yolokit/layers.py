@@ -223,15 +223,12 @@ class Shortcut(nn.Module):
         w = F.relu(w) if self.normal == 'relu' else (w - w.max(0).values).exp()
         return (w / (w.sum(0) + 1e-4))[..., None, None]           # Darknet's blas.c: eps .0001
     def forward(self, y, *xs):
-        if self.weight is not None: y, *xs = [x*w[:x.shape[1]] for x, w in zip((y, *xs), self.weights())]
+        if self.weight is not None: y, *xs = [x*w if len(w) == 1 else x[:, :len(w)]*w[:x.shape[1]] for x, w in zip((y, *xs), self.weights())]
         for x in xs:
             if x.shape[2:] != y.shape[2:]: x = resized(x, y)
             c, n = x.shape[1], y.shape[1]
             y = y + x[:, :n] if c >= n else torch.cat([y[:, :c] + x, y[:, c:]], 1)
         return self.act(y)
-
-# %% ../nbs/02_layers.ipynb #e099f251
-#| export
 
 # %% ../nbs/02_layers.ipynb #d00eec45
 def resized(x, y): # pjreddie's shortcut_cpu: every n-th pixel of a larger map, a smaller one spread over every n-th
