@@ -1,7 +1,7 @@
 """Pruning beside uniform L1 and beside torch-pruning as it comes, and what it gains on the clock.
 
-    python tests/pruning.py front PARENT.pt [STEPS] [SHARE ...]   # AP after equal fine-tuning, on the embedded parking lot
-    python tests/pruning.py clock [NETWORK ...]                   # milliseconds of the CPU, one thread
+    python tests/pruning.py front PARENT.pt [STEPS] [SEEDS] [SHARE ...]   # AP after equal fine-tuning, on the embedded parking lot
+    python tests/pruning.py clock [NETWORK ...]                           # milliseconds of the CPU, one thread
 
 torch-pruning (1.6.1) is an oracle, no dependency: install it beside the checkout's packages, or its column stays empty.
 """
@@ -52,11 +52,11 @@ def theirs_at(d, share):
     return theirs(d, hi)
 
 
-def front(parent, steps=150, shares=SHARES):
+def front(parent, steps=150, seeds=1, shares=SHARES):
     parent, p = load_checkpoint(parent), datasets.ensure('')
     (w, h), table = parent.size, p.table
     recipe = replace(train.RECIPES['finetune'], steps=steps, every=1e6, bs=8, warmup_floor=10, warmup=.2, ema_tau=20.)
-    loader = Loader(table.split('train'), (w, h), recipe.bs, 0, recipe.augment, workers=0)
+    cpu = torch.device('cpu')
     judge = evaluate.validator(table.split('val'), (w, h), workers=0)
     plain = Loader(table.split('train'), (w, h), 16, workers=0)
     seen = [b for _, b in zip(range(12), plain.epoch(0))]
@@ -66,16 +66,18 @@ def front(parent, steps=150, shares=SHARES):
             'uniform L1': lambda s: prune.prune(parent, s, by='l1', how='layer', **ours),
             'torch-pruning': lambda s: theirs_at(parent, s)}
     print(f'parent: AP {judge(copy.deepcopy(parent).eval())["AP"]:.4f}, {params:,} parameters, {whole/1e6:.1f} M MACs; {steps} steps of {recipe.bs} pictures each', flush=True)
-    print(f'{"MACs":>5s} {"":14s} {"MACs":>6s} {"params":>7s} {"AP":>7s} {"AP50":>7s}', flush=True)
+    print(f'{"MACs":>5s} {"":14s} {"MACs":>6s} {"params":>7s} {"seed":>4s} {"AP":>7s} {"AP50":>7s}', flush=True)
     for s in shares:
         for name, way in ways.items():
             try: d = prune.recalibrate(way(s), seen)
             except Exception as e: print(f'{s:5.2f} {name:14s} {type(e).__name__}: {str(e)[:120]}', flush=True); continue
             size = macs(d)/whole, sum(q.numel() for q in d.parameters())/params
-            with tempfile.TemporaryDirectory() as folder:
-                if steps: d = train.fit(runs.Run.new('pruned', folder=Path(folder), config={}, seed=0), d, loader, recipe).ema.model
-            m = judge(d.eval())
-            print(f'{s:5.2f} {name:14s} {size[0]:6.3f} {size[1]:7.3f} {m["AP"]:7.4f} {m["AP50"]:7.4f}', flush=True)
+            for seed in range(seeds):
+                loader, e = Loader(table.split('train'), (w, h), recipe.bs, seed, recipe.augment, workers=0), copy.deepcopy(d)
+                with tempfile.TemporaryDirectory() as folder:
+                    if steps: e = train.fit(runs.Run.new('pruned', folder=Path(folder), config={}, seed=seed), e, loader, recipe, None, cpu, train.precision('auto', cpu)).ema.model
+                m = judge(e.eval())
+                print(f'{s:5.2f} {name:14s} {size[0]:6.3f} {size[1]:7.3f} {seed:4d} {m["AP"]:7.4f} {m["AP50"]:7.4f}', flush=True)
 
 
 @torch.no_grad()
@@ -117,6 +119,6 @@ def clock(*names):
 if __name__ == '__main__':
     torch.set_num_threads(1)
     what, *args = sys.argv[1:] or ['']
-    if what == 'front' and args: front(args[0], int((args + [150])[1]), tuple(map(float, args[2:])) or SHARES)
+    if what == 'front' and args: front(args[0], *map(int, args[1:3]), **dict(shares=tuple(map(float, args[3:]))) if args[3:] else {})
     elif what == 'clock': clock(*args)
     else: print(__doc__)
