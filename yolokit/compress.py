@@ -38,6 +38,7 @@ class CompressConfig:
     how: str = 'global' # see prune
     sparsity: str = ''  # 'l1 .01' or 'polarised .01': trained so before pruning, for by='bn'
     multiple: int = 8   # channel counts
+    least: int = 0      # channels that every layer keeps; 0: multiple
     rounds: int = 1     # prune and fine-tune so often, the cost falling by the same factor each time
     distill: bool = True # the parent teaches
     int8: bool = True   # try it, and ship it where it is faster or smaller
@@ -128,7 +129,7 @@ def batches_of(table: Table, size: tuple, seed: int, n: int = 12) -> list: # of 
 def smaller(d: Detector, budget: float, whole: int, # what the budget is a share of
             c: CompressConfig, batches: list) -> Detector:
     "A pruned detector, its BatchNorms measured again; with a teacher, its layers reconstructed."
-    new = prune.prune(d, budget, c.of, c.by, batches, c.how, c.multiple, c.multiple, whole, values=prune.means(d, batches))
+    new = prune.prune(d, budget, c.of, c.by, batches, c.how, c.multiple, c.least or c.multiple, whole, values=prune.means(d, batches))
     return (distill.reconstruct(new, d, batches) if c.distill else prune.recalibrate(new, batches)).eval()
 
 def cost(cfg: Cfg) -> dict: # params, macs
@@ -140,7 +141,7 @@ OWN = 'of by how multiple rounds distill recipe change steps epochs bs lr0 every
 
 def asked(c: CompressConfig, source: Run, budget: float, k: int) -> dict: # k: round, from 1
     "What makes two compressions the same."
-    return runs.plain({q: getattr(c, q) for q in OWN} | dict(budget=budget, round=k, source=source.name, weights=source.info.get('weights_sha256', '')))
+    return runs.plain({q: getattr(c, q) for q in OWN} | (dict(least=c.least) if c.least else {}) | dict(budget=budget, round=k, source=source.name, weights=source.info.get('weights_sha256', '')))
 
 def there(want: dict) -> Run | None:
     "The run that does or did what is asked for."
@@ -251,7 +252,7 @@ def compress(c: CompressConfig) -> dict: # runs, rows of the leaderboard, best (
     d = detector_of(parent)
     table, facts = data_of(parent, c)
     batches, whole = batches_of(table, d.size, c.seed), cost(d.cfg)[c.of]
-    for b in budgets_of(c): prune.reachable(channels(d.cfg), b*whole, c.of, c.multiple, c.multiple)
+    for b in budgets_of(c): prune.reachable(channels(d.cfg), b*whole, c.of, c.multiple, c.least or c.multiple)
     source = sparser(c, parent, d, table, facts) if c.sparsity else parent
     found = [one(c, parent, source, b, table, facts, batches) for b in budgets_of(c)]
     board = leaderboard.rows()
