@@ -17,18 +17,18 @@ from yolokit.weights import load_checkpoint
 CPU = torch.device('cpu')
 
 
-def fine_tuned(parent, small, table, judge, recipe, seed, teacher, threads):
+def fine_tuned(parent, small, table, judge, recipe, seed, teacher, threads, fade):
     "AP, AP50, CPU seconds of one fine-tuning."
     with tempfile.TemporaryDirectory() as folder, runs.exact(threads):
         run = runs.Run.new('x', 'x', folder, seed=seed)
-        extra = Distill(small, load_checkpoint(parent), recipe.gains, seed=seed) if teacher else None
+        extra = Distill(small, load_checkpoint(parent), recipe.gains, distill.Teaching(fade=fade), seed) if teacher else None
         loader, began = Loader(table.split('train'), small.size, recipe.bs, seed, recipe.augment, workers=0), time.process_time()
         fit(run, small.train(), loader, recipe, judge, CPU, precision('auto', CPU), extra=extra)
         m = runs.read_rows(run.folder/'metrics.csv')
         return m['AP'][-1], m['AP50'][-1], time.process_time() - began
 
 
-def main(parent, budget='0.6', of='macs', steps='200', lr0='0.01', lr0_taught='', seeds='0,1,2', by='taylor', how='greedy', multiple='4', threads='1'):
+def main(parent, budget='0.6', of='macs', steps='200', lr0='0.01', lr0_taught='', seeds='0,1,2', by='taylor', how='greedy', multiple='4', threads='1', fade=str(distill.Teaching.fade)):
     table = datasets.ensure('').table
     d = load_checkpoint(parent).eval()
     judge = evaluate.validator(table.split('val'), d.size, 8, 0)
@@ -47,7 +47,7 @@ def main(parent, budget='0.6', of='macs', steps='200', lr0='0.01', lr0_taught=''
     found = {}
     for seed in map(int, seeds.split(',')):
         for who in ('alone', 'taught'):
-            ap, ap50, s = fine_tuned(parent, made[who](), table, judge, recipes[who], seed, who == 'taught', int(threads))
+            ap, ap50, s = fine_tuned(parent, made[who](), table, judge, recipes[who], seed, who == 'taught', int(threads), float(fade))
             found.setdefault(who, []).append((ap, ap50))
             print(f'| {who} | {seed} | {ap:.4f} | {ap50:.4f} | {s:.0f} |', flush=True)
     a, b = (np.array(found[k]) for k in ('alone', 'taught'))

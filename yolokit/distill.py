@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GRID', 'kl', 'alike', 'answers', 'look', 'kept', 'hint', 'DistillError', 'Teaching', 'match', 'norms', 'cut_from',
-           'before', 'Distill', 'attach', 'forward', 'told', 'columns', 'nearest', 'settle', 'plain', 'reconstruct',
-           'teacher_file', 'pupil', 'Several', 'teach']
+           'before', 'Distill', 'attach', 'fading', 'forward', 'told', 'columns', 'nearest', 'settle', 'plain',
+           'reconstruct', 'teacher_file', 'pupil', 'Several', 'teach']
 
 # %% ../nbs/52_distill.ipynb #0fa3dabe
 import copy, os
@@ -106,6 +106,7 @@ class Teaching:
     hint: float = 1.     # maps of layers that were cut out of the teacher's
     tau: float = 1.      # temperature of classes
     tau_look: float = 1. # of positions
+    fade: float = 1.     # all of it goes down with the learning rate, to this power; 0: it stays
 
 # %% ../nbs/52_distill.ipynb #73620599
 def match(student: Detector, teacher: Detector) -> list: # of pairs of head numbers
@@ -152,6 +153,7 @@ class Distill(nn.Module):
                 with torch.no_grad(): m.weight.normal_(0, m.in_channels**-.5, generator=g), m.bias.zero_()
         self.rows = cut_from(student, teacher) if numbers.hint else {}
         for k, r in self.rows.items(): self.register_buffer(f'rows{k}', r)  # a resumed run has them from its checkpoint
+        self.peak = 0.       # highest learning rate so far
         self.register_buffer('classes', torch.tensor(class_rows(student, teacher)).view(-1, 2), persistent=False)
         for k, (a, b) in enumerate(self.heads):
             for who, h in (('s', a), ('t', b)): self.register_buffer(f'{who}{k}', torch.as_tensor(h.anchors, dtype=torch.float32), persistent=False)
@@ -170,7 +172,19 @@ def attach(self, student: Detector):
         for k in self.hints: listen(d, heard, f'hint {k}', max(1, GRID*d.cfg.plan()[k].shape[2]//d.size[0]), k)
 Distill.attach = attach
 
-# %% ../nbs/52_distill.ipynb #8579ab73
+# %% ../nbs/52_distill.ipynb #696cdf5d
+def fading(self, t: Training) -> float: # 1 until the learning rate has been at its highest, then down with it
+    "What the teacher's word is worth now."
+    rate = next(g['lr'] for g in t.optimizer.param_groups if g['name'] == 'weight')
+    self.peak = max(self.peak, rate)
+    return (rate/self.peak)**self.numbers.fade if rate else 0.
+
+# a resumed run knows how high it was
+Distill.fading = fading
+Distill.get_extra_state = lambda self: torch.tensor(self.peak, dtype=torch.float64)
+Distill.set_extra_state = lambda self, peak: setattr(self, 'peak', peak.item())
+
+# %% ../nbs/52_distill.ipynb #bdfbc26d
 def forward(self, t: Training, x: torch.Tensor, # (B, C, H, W)
             maps: list, targets=None) -> dict: # of (), weighted
     "What the teacher has to say about a batch."
@@ -186,7 +200,8 @@ def forward(self, t: Training, x: torch.Tensor, # (B, C, H, W)
         far = [look(adapt(single(self.heard[0][a])), self.heard[1][b], w.tau_look) for adapt, (a, b) in zip(self.adapt, self.layers)]
         out['t_look'] = w.look*sum(far)/len(far)
     if self.hints: out['t_hint'] = w.hint*sum(hint(self.heard[0][f'hint {k}'], self.heard[1][f'hint {k}'][:, getattr(self, f'rows{k}')]) for k in self.hints)/len(self.hints)
-    return out
+    now = self.fading(t)
+    return {k: now*v for k, v in out.items()}
 Distill.forward = forward
 
 # %% ../nbs/52_distill.ipynb #984eef12
@@ -269,7 +284,7 @@ def pupil(run: Run, # whose config names a teacher
     file, was = teacher_file(run.config['teacher']), run.info.get('teacher')
     now = dict(file=os.path.relpath(file, root()), sha256=sha256(file), numbers=asdict(numbers))
     if was and was['sha256'] != now['sha256']: raise DistillError(f'run {run.name} cannot go on: its teacher {now["file"]} is not what it was ({was["sha256"][:12]} then, {now["sha256"][:12]} now)')
-    if was: numbers = Teaching(**was['numbers'])
+    if was: numbers = Teaching(**dict(fade=0.) | was['numbers'])
     else: run.update(teacher=now)
     d = Distill(student, open_weights(file), r.gains, numbers, run.info.get('seed', 0))
     run.say(f'teacher: {d.teacher[0].cfg.name} from {now["file"]}: {d.told()}')
