@@ -56,7 +56,6 @@ def front(parent, steps=150, seeds=1, shares=SHARES):
     parent, p = load_checkpoint(parent), datasets.ensure('')
     (w, h), table = parent.size, p.table
     recipe = replace(train.RECIPES['finetune'], steps=steps, every=1e6, bs=8, warmup_floor=10, warmup=.2, ema_tau=20.)
-    cpu = torch.device('cpu')
     judge = evaluate.validator(table.split('val'), (w, h), workers=0)
     plain = Loader(table.split('train'), (w, h), 16, workers=0)
     seen = [b for _, b in zip(range(12), plain.epoch(0))]
@@ -75,7 +74,7 @@ def front(parent, steps=150, seeds=1, shares=SHARES):
             for seed in range(seeds):
                 loader, e = Loader(table.split('train'), (w, h), recipe.bs, seed, recipe.augment, workers=0), copy.deepcopy(d)
                 with tempfile.TemporaryDirectory() as folder:
-                    if steps: e = train.fit(runs.Run.new('pruned', folder=Path(folder), config={}, seed=seed), e, loader, recipe, None, cpu, train.precision('auto', cpu)).ema.model
+                    if steps: e = train.fit(runs.Run.new('pruned', folder=Path(folder), config={}, seed=seed), e, loader, recipe).ema.model
                 m = judge(e.eval())
                 print(f'{s:5.2f} {name:14s} {size[0]:6.3f} {size[1]:7.3f} {seed:4d} {m["AP"]:7.4f} {m["AP50"]:7.4f}', flush=True)
 

@@ -41,6 +41,18 @@ def go(folder, name, recipe=SMALL, amp='off', compile=True, stop=None, state=Non
     return run, t, runs.content(train.state(t))
 
 
+def starve(monkeypatch):
+    "No memory in the backward pass of step 2, once."
+    real = train.begin
+    def begin(*a, **kw):
+        t = real(*a, **kw)
+        def out(g):
+            if t.step == 2 and not t.ladder: raise torch.OutOfMemoryError('out of memory. Tried to allocate 2.00 GiB')
+        t.detector.layers[0].conv.weight.register_hook(out)
+        return t
+    monkeypatch.setattr(train, 'begin', begin)
+
+
 def rows_of(run): return (run.folder/'steps.csv').read_text()
 
 
@@ -102,14 +114,7 @@ def test_a_poisoned_gradient_is_skipped_and_named(root, traced, monkeypatch):
 
 
 def test_out_of_memory_goes_on_layer_by_layer(root, traced, monkeypatch):
-    real = train.begin
-    def begin(*a, **kw):
-        t = real(*a, **kw)
-        def out(g):
-            if t.step == 2 and not t.ladder: raise torch.OutOfMemoryError('out of memory. Tried to allocate 2.00 GiB')
-        t.detector.layers[0].conv.weight.register_hook(out)
-        return t
-    monkeypatch.setattr(train, 'begin', begin)
+    starve(monkeypatch)
     run, t, _ = go(root, 'starved')
     assert t.step == 5 and 'no longer compiled' in (run.folder/'log.txt').read_text()
 

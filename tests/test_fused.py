@@ -1,8 +1,7 @@
 "Training with BatchNorm and activation as one program: the same bits twice, resumed and in several processes; a teacher may listen, memory may run out."
 import dataclasses, shutil
 import numpy as np, pytest, torch
-from small import CFG
-from test_compile import KINDS, SMALL, Listens, go, resumed, rows_of
+from test_compile import KINDS, SMALL, Listens, go, resumed, rows_of, starve
 from test_ranks import together
 from yolokit import compiled, fused, runs, stages, train
 
@@ -38,14 +37,8 @@ def test_a_teacher_may_listen_and_nothing_is_left(root, counted):
 
 
 def test_out_of_memory_recomputes_with_the_same_result(root, counted, monkeypatch):
-    real, free = train.begin, go(root, 'free')
-    def begin(*a, **kw):
-        t = real(*a, **kw)
-        def out(g):
-            if t.step == 2 and not t.ladder: raise torch.OutOfMemoryError('out of memory. Tried to allocate 2.00 GiB')
-        t.detector.layers[0].conv.weight.register_hook(out)
-        return t
-    monkeypatch.setattr(train, 'begin', begin)
+    free = go(root, 'free')
+    starve(monkeypatch)
     run, t, _ = go(root, 'starved')
     assert t.ladder == [(2, 1)] and 'no longer compiled' not in (run.folder/'log.txt').read_text()
     assert rows_of(run) == rows_of(free[0]) and train.state_hash(t.detector) == train.state_hash(free[1].detector)
@@ -56,7 +49,7 @@ def in_parts(team, folder, name): return go(folder, name, dataclasses.replace(SM
 
 @pytest.mark.soak
 def test_one_process_or_two(root):
-    assert {*together(1, in_parts, root, 'one'), *together(2, in_parts, root, 'two')}.__len__() == 1
+    assert len({*together(1, in_parts, root, 'one'), *together(2, in_parts, root, 'two')}) == 1
 
 
 def test_a_stage(root):
@@ -71,7 +64,7 @@ def test_a_compiler_that_cannot_is_an_error(tmp_path):
 
 
 @pytest.mark.soak
-def test_any_processor(monkeypatch):
+def test_any_processor():
     "Without AVX-512 the same numbers to rounding."
     g = torch.Generator().manual_seed(0)
     for t, tol in ((torch.float32, 2e-6), (torch.bfloat16, 5e-3)):

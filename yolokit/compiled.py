@@ -27,7 +27,7 @@ def way(dev: torch.device) -> str: # a backend of torch.compile; '': 32_fused
     return BACKEND or ('inductor' if dev.type == 'cuda' else '')
 
 def compiler(dev: torch.device) -> str: # a program's name or path
-    "What torch will call."
+    "What will be called."
     return os.environ.get('CXX', 'clang++' if sys.platform == 'darwin' else 'g++') if dev.type == 'cpu' else os.environ.get('CC', 'gcc')
 
 # %% ../nbs/31_compiled.ipynb #62cbdb3e

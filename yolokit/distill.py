@@ -18,7 +18,7 @@ from . import runs
 from .detect import open_weights
 from .ground import root, sha256
 from .layers import Conv
-from .loss import Gains, ciou, place, scales
+from .loss import NO_LOSS, Gains, ciou, place, scales
 from .model import Detector, single
 from .prune import Sparsity, recalibrate
 from .recipes import sparse
@@ -112,7 +112,7 @@ class Teaching:
 def match(student: Detector, teacher: Detector) -> list: # of pairs of head numbers
     "Heads of the same stride."
     for d in (student, teacher):
-        if odd := [h for h in d.heads if h.kind in ('Gaussian_yolo', 'detection')]: raise DistillError(f'{d.cfg.name}: a [{odd[0].kind}] head neither teaches nor learns; [yolo] and [region] do')
+        if odd := [h for h in d.heads if h.kind in NO_LOSS]: raise DistillError(f'{d.cfg.name}: a [{odd[0].kind}] head neither teaches nor learns; [yolo] and [region] do')
     at = {h.stride: j for j, h in enumerate(teacher.heads)}
     pairs = [(i, at[h.stride]) for i, h in enumerate(student.heads) if h.stride in at]
     strides = lambda d: ', '.join(str(h.stride) for h in d.heads)
@@ -284,7 +284,7 @@ def pupil(run: Run, # whose config names a teacher
     file, was = teacher_file(run.config['teacher']), run.info.get('teacher')
     now = dict(file=os.path.relpath(file, root()), sha256=sha256(file), numbers=asdict(numbers))
     if was and was['sha256'] != now['sha256']: raise DistillError(f'run {run.name} cannot go on: its teacher {now["file"]} is not what it was ({was["sha256"][:12]} then, {now["sha256"][:12]} now)')
-    if was: numbers = Teaching(**dict(fade=0.) | was['numbers'])
+    if was: numbers = Teaching(**dict(fade=0.) | was['numbers'])  # begun before there was fading: without
     else: run.update(teacher=now)
     d = Distill(student, open_weights(file), r.gains, numbers, run.info.get('seed', 0))
     run.say(f'teacher: {d.teacher[0].cfg.name} from {now["file"]}: {d.told()}')
