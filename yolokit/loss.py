@@ -155,6 +155,7 @@ NO_LOSS = 'Gaussian_yolo', 'detection'   # kinds of heads
 class LossError(ValueError):
     "A head without a loss."
 
+# %% ../nbs/30_loss.ipynb #7f5bedcf
 class Loss(nn.Module):
     "`Loss(detector)(maps, targets)`: the weighted sum times the batch size, and its parts."
     def __init__(self, detector, # only its heads are used
