@@ -1,4 +1,4 @@
-"""What a teacher gives back of what pruning takes: on the embedded default, at equal steps, several seeds.
+"""What a teacher gives back of what pruning takes, at equal steps, several seeds: on the embedded default, or on `data`.
 
     OMP_NUM_THREADS=1 nice -n 10 python tests/compression.py parent=runs/finetune-001/weights/best.pt budget=0.6 steps=200 lr0=.01 seeds=0,1,2
 
@@ -17,28 +17,29 @@ from yolokit.weights import load_checkpoint
 CPU = torch.device('cpu')
 
 
-def fine_tuned(parent, small, table, judge, recipe, seed, teacher, threads, fade):
+def fine_tuned(parent, small, table, judge, recipe, seed, teacher, threads, compile):
     "AP, AP50, CPU seconds of one fine-tuning."
     with tempfile.TemporaryDirectory() as folder, runs.exact(threads):
         run = runs.Run.new('x', 'x', folder, seed=seed)
-        extra = Distill(small, load_checkpoint(parent), recipe.gains, distill.Teaching(fade=fade), seed) if teacher else None
+        extra = Distill(small, load_checkpoint(parent), recipe.gains, teacher, seed) if teacher else None
         loader, began = Loader(table.split('train'), small.size, recipe.bs, seed, recipe.augment, workers=0), time.process_time()
-        fit(run, small.train(), loader, recipe, judge, CPU, precision('auto', CPU), extra=extra)
+        fit(run, small.train(), loader, recipe, judge, CPU, precision('auto', CPU), extra=extra, compile=compile)
         m = runs.read_rows(run.folder/'metrics.csv')
         return m['AP'][-1], m['AP50'][-1], time.process_time() - began
 
 
-def main(parent, budget='0.6', of='macs', steps='200', lr0='0.01', lr0_taught='', seeds='0,1,2', by='taylor', how='greedy', multiple='4', threads='1', fade=str(distill.Teaching.fade)):
-    table = datasets.ensure('').table
+def main(parent, budget='0.6', of='macs', steps='200', lr0='0.01', lr0_taught='', seeds='0,1,2', by='taylor', how='greedy', multiple='4', least='', threads='1', data='', split='auto', compile='', **numbers):
+    teaching = distill.Teaching(**{k: float(v) for k, v in numbers.items()})
+    table = datasets.ensure(data, split=split).table
     d = load_checkpoint(parent).eval()
     judge = evaluate.validator(table.split('val'), d.size, 8, 0)
-    c = compress.CompressConfig(of=of, by=by, how=how, multiple=int(multiple))
+    c = compress.CompressConfig(of=of, by=by, how=how, multiple=int(multiple), least=int(least or 0))
     batches, whole = compress.batches_of(table, d.size, 0), compress.cost(d.cfg)
     recipes = {who: replace(RECIPES['finetune'], steps=int(steps), lr0=float(lr), every=1e6) for who, lr in (('alone', lr0), ('taught', lr0_taught or lr0))}
     made = {who: lambda c=replace(c, distill=who == 'taught'): compress.smaller(d, float(budget), whole[of], c, batches) for who in recipes}
     m, small = judge(d), made['alone']()
     left = compress.cost(small.cfg)
-    print(f'{Path(parent).name}: {steps} steps of {recipes["alone"].bs}, lr0 {recipes["alone"].lr0:g} alone and {recipes["taught"].lr0:g} taught; {left["params"]/whole["params"]:.3f} of the parameters and {left["macs"]/whole["macs"]:.3f} of the MACs left; {distill.Teaching()}\n')
+    print(f'{Path(parent).name}: {steps} steps of {recipes["alone"].bs}, lr0 {recipes["alone"].lr0:g} alone and {recipes["taught"].lr0:g} taught; {left["params"]/whole["params"]:.3f} of the parameters and {left["macs"]/whole["macs"]:.3f} of the MACs left; {teaching}\n')
     print('| | seed | AP | AP50 | CPU s |\n|---|---|---|---|---|')
     print(f'| parent | | {m["AP"]:.4f} | {m["AP50"]:.4f} | |', flush=True)
     for who, text in (('alone', 'pruned, not trained'), ('taught', 'the same, reconstructed')):
@@ -47,7 +48,7 @@ def main(parent, budget='0.6', of='macs', steps='200', lr0='0.01', lr0_taught=''
     found = {}
     for seed in map(int, seeds.split(',')):
         for who in ('alone', 'taught'):
-            ap, ap50, s = fine_tuned(parent, made[who](), table, judge, recipes[who], seed, who == 'taught', int(threads), float(fade))
+            ap, ap50, s = fine_tuned(parent, made[who](), table, judge, recipes[who], seed, who == 'taught' and teaching, int(threads), bool(compile))
             found.setdefault(who, []).append((ap, ap50))
             print(f'| {who} | {seed} | {ap:.4f} | {ap50:.4f} | {s:.0f} |', flush=True)
     a, b = (np.array(found[k]) for k in ('alone', 'taught'))

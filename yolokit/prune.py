@@ -75,8 +75,9 @@ def weight_scores(detector: Detector, c: Channels, by: str = 'l1') -> np.ndarray
 
 # %% ../nbs/51_prune.ipynb #b8157ca9
 def gates(detector: Detector, c: Channels, x, targets, # (B, 3, H, W) 0..1; (B, M, 5), as the loader gives them
-          loss) -> np.ndarray: # (B, units) gradient of each unit's gate
-    "Σ a·∂L/∂a of a batch."
+          loss, values=None, # values: of `means`, about which the gates stand; None: about 0
+         ) -> np.ndarray: # (B, units) gradient of each unit's gate
+    "Σ (a − ā)·∂L/∂a of a batch."
     seen, hooks, total = {}, [], np.zeros((len(x), len(c.locked)))
     free = {i: m for i, m in makers(detector).items() if not c.locked[c.outs[i]].all()}
     def keep(i):
@@ -88,18 +89,21 @@ def gates(detector: Detector, c: Channels, x, targets, # (B, 3, H, W) 0..1; (B, 
     finally:
         for h in hooks: h.remove()
     for i, y in seen.items():
-        if y.grad is not None: np.add.at(total.T, c.outs[i], (y.detach()*y.grad).sum((2, 3)).double().cpu().numpy().T)
+        if y.grad is None: continue
+        a = y.detach() if values is None else y.detach() - values[i].to(y).view(-1, 1, 1)
+        np.add.at(total.T, c.outs[i], (a*y.grad).sum((2, 3)).double().cpu().numpy().T)
     return total
 
 # %% ../nbs/51_prune.ipynb #eebb6226
 def taylor_scores(detector: Detector, c: Channels, batches, # of loader.Batch
-                  gains=None) -> np.ndarray: # (units,)
+                  gains=None, values=None, # values: of `means`
+                 ) -> np.ndarray: # (units,)
     "Mean square of each unit's gate gradient over the pictures."
     d, total, n = copy.deepcopy(detector).eval(), np.zeros(len(c.locked)), 0
     loss, p = Loss(d, *([gains] if gains else [])), next(d.parameters())
     for b in batches:
         d.zero_grad(set_to_none=True)
-        g = gates(d, c, b.images.to(p)/255, b.targets.to(p.device), loss)
+        g = gates(d, c, b.images.to(p)/255, b.targets.to(p.device), loss, values)
         total, n = total + np.square(g).sum(0), n + len(g)
     if not n: raise PruneError('by="taylor" needs batches with boxes, none came')
     return total/n
@@ -257,9 +261,9 @@ def allocate(c: Channels, score, # (units,)
     return kept(c, score, more if cost(more) <= budget else counts)
 
 # %% ../nbs/51_prune.ipynb #f126a359
-def unit_scores(detector: Detector, c: Channels, by: str, batches=None, gains=None) -> np.ndarray: # (units,)
+def unit_scores(detector: Detector, c: Channels, by: str, batches=None, gains=None, values=None) -> np.ndarray: # (units,)
     "Worth of every unit by one of bn, l1, l2, median, taylor."
-    if by == 'taylor': return taylor_scores(detector, c, batches or [], gains)
+    if by == 'taylor': return taylor_scores(detector, c, batches or [], gains, values)
     if by not in WEIGHTS: raise PruneError(f'by={by!r}: one of {", ".join(BY)}')
     return weight_scores(detector, c, by)
 
@@ -279,7 +283,7 @@ def prune(detector: Detector, # left as it is
     if not 0 < budget <= 1: raise PruneError(f'budget={budget}: a share of what there is, above 0 and at most 1')
     c = channels(detector.cfg)
     whole = whole or (spent(c, np.ones(len(c.locked), bool), price) if price else total(detector.cfg, of))
-    keep = allocate(c, unit_scores(detector, c, by, batches), budget*whole, of, how, multiple, least, price)
+    keep = allocate(c, unit_scores(detector, c, by, batches, values=values), budget*whole, of, how, multiple, least, price)
     return cut(detector, c, keep, values)
 
 # %% ../nbs/51_prune.ipynb #0e19b1b5
