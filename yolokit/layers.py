@@ -207,7 +207,8 @@ class Route(nn.Module):
     def forward(self, *xs):
         n = [x.shape[1]//self.groups for x in xs]
         xs = [x[:, self.group_id*c:(self.group_id + 1)*c] for x, c in zip(xs, n)]
-        return xs[0] if len(xs) == 1 else join(xs)
+        if len(xs) == 1: return xs[0]
+        return join(xs) if self.training else torch.cat(xs, 1)
     def extra_repr(self): return f'part {self.group_id} of {self.groups}' if self.groups > 1 else ''
 
 # %% ../nbs/02_layers.ipynb #fa471deb
