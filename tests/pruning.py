@@ -60,8 +60,8 @@ def front(parent, steps=150, seeds=1, shares=SHARES):
     plain = Loader(table.split('train'), (w, h), 16, workers=0)
     seen = [b for _, b in zip(range(12), plain.epoch(0))]
     whole, params = macs(parent), sum(q.numel() for q in parent.parameters())
-    ours = dict(multiple=MULTIPLE, least=MULTIPLE)
-    ways = {'taylor': lambda s: prune.prune(parent, s, by='taylor', batches=seen[:8], how='greedy', **ours),
+    ours, values = dict(multiple=MULTIPLE, least=MULTIPLE), prune.means(parent, seen[:8])
+    ways = {'taylor': lambda s: prune.prune(parent, s, by='taylor', batches=seen[:8], how='greedy', values=values, **ours),
             'uniform L1': lambda s: prune.prune(parent, s, by='l1', how='layer', **ours),
             'torch-pruning': lambda s: theirs_at(parent, s)}
     print(f'parent: AP {judge(copy.deepcopy(parent).eval())["AP"]:.4f}, {params:,} parameters, {whole/1e6:.1f} M MACs; {steps} steps of {recipe.bs} pictures each', flush=True)
