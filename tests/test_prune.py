@@ -155,9 +155,9 @@ def test_files_and_onnx(name, tmp_path): assert max(crossings(name, .5, tmp_path
 @pytest.mark.soak
 @pytest.mark.parametrize('name', zoo.names())
 def test_files_and_onnx_in_the_whole_zoo(name, tmp_path):
-    found = crossings(name, .5, tmp_path)
+    found = np.max([crossings(name, share, tmp_path) for share in (.75, .5, .25)], 0)
     print(f'{name}: files {found[0]:.1e}, onnx {found[1]:.1e}')
-    assert max(found) <= 1e-4
+    assert found.max() <= 1e-4
 
 
 FOLDER = os.environ.get('YOLOKIT_CFGS', '')
