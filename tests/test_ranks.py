@@ -109,6 +109,17 @@ def test_the_same_bits_for_any_number_of_processes(root):
     print('losses of the last steps, 1, 2, 4 processes:', *(loss(w, 'ddp')[-1].round(4).tolist() for w in (1, 2, 4)))
 
 
+@pytest.mark.soak
+def test_eight_processes(root):
+    "A node of eight, in the invariant mode: the bits of one, two and four."
+    recipe = dataclasses.replace(TINY, virtual=8, bs=16, nominal=32, image_weights=True, steps=4)
+    got = {w: together(w, several, root, dict(eight=(recipe,))) for w in (1, 2, 4, 8)}
+    for w in got: assert not [g for g in got[w] if isinstance(g, str)], got[w]
+    for w in (2, 4, 8):
+        assert got[w][0] == got[1][0]
+        for g in got[w][1:]: assert g['eight'] == {k: v for k, v in got[w][0]['eight'].items() if not k.endswith('.csv')}
+
+
 def test_a_team_speaks(root):
     got = together(2, vectors)
     assert got[0] == got[1]
