@@ -4,7 +4,7 @@
 
 Prints a Markdown table: the parent, and the pruned network fine-tuned without and with its parent as teacher.
 """
-import sys, tempfile, time
+import copy, sys, tempfile, time
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, torch
@@ -36,19 +36,18 @@ def main(parent, budget='0.6', of='macs', steps='200', lr0='0.01', lr0_taught=''
     c = compress.CompressConfig(of=of, by=by, how=how, multiple=int(multiple), least=int(least or 0))
     batches, whole = compress.batches_of(table, d.size, 0), compress.cost(d.cfg)
     recipes = {who: replace(RECIPES['finetune'], steps=int(steps), lr0=float(lr), every=1e6) for who, lr in (('alone', lr0), ('taught', lr0_taught or lr0))}
-    made = {who: lambda c=replace(c, distill=who == 'taught'): compress.smaller(d, float(budget), whole[of], c, batches) for who in recipes}
-    m, small = judge(d), made['alone']()
-    left = compress.cost(small.cfg)
+    made = {who: compress.smaller(d, float(budget), whole[of], replace(c, distill=who == 'taught'), batches) for who in recipes}
+    m, left = judge(d), compress.cost(made['alone'].cfg)
     print(f'{Path(parent).name}: {steps} steps of {recipes["alone"].bs}, lr0 {recipes["alone"].lr0:g} alone and {recipes["taught"].lr0:g} taught; {left["params"]/whole["params"]:.3f} of the parameters and {left["macs"]/whole["macs"]:.3f} of the MACs left; {teaching}\n')
     print('| | seed | AP | AP50 | CPU s |\n|---|---|---|---|---|')
     print(f'| parent | | {m["AP"]:.4f} | {m["AP50"]:.4f} | |', flush=True)
     for who, text in (('alone', 'pruned, not trained'), ('taught', 'the same, reconstructed')):
-        u = judge(made[who]())
+        u = judge(made[who])
         print(f'| {text} | | {u["AP"]:.4f} | {u["AP50"]:.4f} | |', flush=True)
     found = {}
     for seed in map(int, seeds.split(',')):
         for who in ('alone', 'taught'):
-            ap, ap50, s = fine_tuned(parent, made[who](), table, judge, recipes[who], seed, who == 'taught' and teaching, int(threads), bool(compile))
+            ap, ap50, s = fine_tuned(parent, copy.deepcopy(made[who]), table, judge, recipes[who], seed, who == 'taught' and teaching, int(threads), bool(compile))
             found.setdefault(who, []).append((ap, ap50))
             print(f'| {who} | {seed} | {ap:.4f} | {ap50:.4f} | {s:.0f} |', flush=True)
     a, b = (np.array(found[k]) for k in ('alone', 'taught'))
