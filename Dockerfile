@@ -6,7 +6,7 @@
 # docker run --rm --gpus all --shm-size 8g -v "$PWD/runs:/home/yolo/yolokit/runs" yolokit papermill nbs/train.ipynb -p stage finetune
 FROM python:3.11-slim
 
-# gcc/g++: compile=True (32_fused on a CPU, torch.compile on a GPU); libgl1, libglib2.0-0: opencv-python; fonts-nanum: Korean labels
+# gcc/g++: compile=True (39_compile); libgl1, libglib2.0-0: opencv-python; fonts-nanum: Korean labels
 RUN apt-get update && apt-get install -y --no-install-recommends \
         gcc g++ make git libgl1 libglib2.0-0 fonts-nanum && rm -rf /var/lib/apt/lists/*
 
@@ -18,7 +18,9 @@ WORKDIR /home/yolo/yolokit
 
 # What the environment depends on comes first, so that an edit of a notebook does not install torch again.
 COPY --chown=yolo Makefile pyproject.toml constraints.txt settings.ini README.md LICENSE ./
+# the editable install wants the folders of its packages, not what is in them
 COPY --chown=yolo yolokit/__init__.py yolokit/__init__.py
+RUN mkdir -p nbs && cd yolokit && mkdir core network data cleaning training inference evaluation export compression apps
 RUN make setup
 
 COPY --chown=yolo . .

@@ -7,14 +7,15 @@ PY     := $(BIN)/python
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup train infer lab test export soak bench real
+.PHONY: help setup train infer lab test export soak docs bench real
 
 help:
 	@echo 'make train  set up .venv, then the main job on the embedded parking lot: prepare, baseline, finetune, judge, submit'
 	@echo 'make test   set up if needed; export, nbdev_test, pytest, papermill'
 	@echo 'make setup  only set up          make lab    JupyterLab, notebooks cleaned on save'
 	@echo 'make infer  predict, last run    make soak   every slow, killing, fuzzing and browser check'
-	@echo 'make bench  measure speed        make real   the results table of the README, from ../shared/data'
+	@echo 'make bench  measure speed        make real   the results on real data, from ../shared/data'
+	@echo 'make docs   the site of chapters, apps and functions, without running any: _docs/html/index.html'
 
 setup: $(VENV)/.ready
 
@@ -54,8 +55,12 @@ soak: export
 	$(BIN)/nbdev_test --n_workers 1 --flags slow --do_print
 	$(PY) -m pytest --durations=20
 
+# Nothing is executed: chapters are shown with the outputs they were committed with.
+docs: setup
+	$(PY) docs/build.py
+
 bench: setup
-	$(PY) tests/bench.py $(PARTS)
+	$(PY) bench/bench.py $(PARTS)
 
 real: setup
-	$(PY) tests/real.py
+	$(PY) bench/real.py

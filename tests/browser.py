@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FLAGS = ('--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
-         '--disable-component-update --disable-sync --disable-breakpad --disable-crash-reporter --disable-dev-shm-usage --window-size=1400,1000').split()
+         '--disable-component-update --disable-sync --disable-breakpad --disable-crash-reporter '
+         '--disable-dev-shm-usage --window-size=1400,1000').split()
 
 def find():
     "Path of a Chromium or Chrome, or None."
-    return next((p for n in ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome') if (p := shutil.which(n))), None)
+    return next((p for n in ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable',
+                             'chrome') if (p := shutil.which(n))), None)
 
 def free_port():
     with socket.socket() as s:
@@ -73,7 +75,9 @@ class Page:
     def js(self, code):
         "The value of an expression; a promise is waited for."
         r = self.send('Runtime.evaluate', expression=code, awaitPromise=True, returnByValue=True)
-        if 'exceptionDetails' in r: raise RuntimeError(f'{code}: {r["exceptionDetails"].get("exception", r["exceptionDetails"]).get("description")}')
+        if 'exceptionDetails' in r:
+            raise RuntimeError(f'{code}: '
+                               f'{r["exceptionDetails"].get("exception", r["exceptionDetails"]).get("description")}')
         return r['result'].get('value')
 
     def wait(self, code, seconds=20): return wait(lambda: self.js(code), seconds, code)
@@ -81,21 +85,28 @@ class Page:
 
     def click(self, element):
         "A real mouse press and release in the middle of an element, given as a JavaScript expression."
-        x, y = self.js(f'(() => {{const e = {element}; e.scrollIntoView({{block: "center"}}); const r = e.getBoundingClientRect(); '
+        x, y = self.js(f'(() => {{const e = {element}; e.scrollIntoView({{block: "center"}}); const r = '
+                       f'e.getBoundingClientRect(); '
                        f'return [r.x + r.width/2, r.y + r.height/2]}})()')
         for kind in ('mouseMoved', 'mousePressed', 'mouseReleased'):
-            self.send('Input.dispatchMouseEvent', type=kind, x=x, y=y, button='none' if kind == 'mouseMoved' else 'left', clickCount=1)
+            self.send('Input.dispatchMouseEvent', type=kind, x=x, y=y, button='none'
+                      if kind == 'mouseMoved' else 'left', clickCount=1)
 
     def press(self, key):
         "A real key: a letter, a digit, or a name such as ArrowRight."
         one = len(key) == 1
-        code, number = (f'Key{key.upper()}' if key.isalpha() else f'Digit{key}', ord(key.upper())) if one else (key, dict(ArrowLeft=37, ArrowRight=39, Escape=27, Delete=46)[key])
+        code, number = (f'Key{key.upper()}' if key.isalpha() else f'Digit{key}',
+                        ord(key.upper())) if one else (key, dict(ArrowLeft=37, ArrowRight=39, Escape=27,
+                                                                 Delete=46)[key])
         for kind in ('keyDown', 'keyUp'):
-            self.send('Input.dispatchKeyEvent', type=kind, key=key, code=code, windowsVirtualKeyCode=number, **(dict(text=key) if one and kind == 'keyDown' else {}))
+            self.send('Input.dispatchKeyEvent', type=kind, key=key, code=code, windowsVirtualKeyCode=number,
+                      **(dict(text=key) if one and kind == 'keyDown' else {}))
 
     def drag(self, a, b, steps=4):
         "Press at a, move to b, let go; (x, y) on the screen."
-        put = lambda kind, p, button='left': self.send('Input.dispatchMouseEvent', type=kind, x=p[0], y=p[1], button=button, buttons=int(kind != 'mouseReleased' and button == 'left'), clickCount=1)
+        put = lambda kind, p, button='left': self.send(
+            'Input.dispatchMouseEvent', type=kind, x=p[0], y=p[1], button=button,
+            buttons=int(kind != 'mouseReleased' and button == 'left'), clickCount=1)
         put('mouseMoved', a, 'none'); put('mousePressed', a)
         for k in range(1, steps + 1): put('mouseMoved', [u + (v - u)*k/steps for u, v in zip(a, b)])
         put('mouseReleased', b)
@@ -108,11 +119,14 @@ def chromium(folder):
     profile = Path(folder)/'profile'
     profile.mkdir()
     log = open(Path(folder)/'chromium.log', 'wb')
-    p = subprocess.Popen([find(), *FLAGS, f'--user-data-dir={profile}', '--remote-debugging-port=0', 'about:blank'], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    p = subprocess.Popen([find(), *FLAGS, f'--user-data-dir={profile}', '--remote-debugging-port=0', 'about:blank'],
+                         stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     try:
         at = profile/'DevToolsActivePort'
         wait(lambda: p.poll() is not None or at.exists() and at.read_text().count('\n'), 30, 'Chromium to start')
-        if p.poll() is not None: raise RuntimeError(f'Chromium ended with {p.returncode}: {(Path(folder)/"chromium.log").read_text()[-2000:]}')
+        if p.poll() is not None:
+            raise RuntimeError(f'Chromium ended with {p.returncode}: '
+                               f'{(Path(folder)/"chromium.log").read_text()[-2000:]}')
         tabs = json.load(urllib.request.urlopen(f'http://127.0.0.1:{at.read_text().split()[0]}/json/list', timeout=10))
         page = Page(next(t['webSocketDebuggerUrl'] for t in tabs if t['type'] == 'page'))
         try: yield page
@@ -127,11 +141,15 @@ def lab(folder, notebooks):
     "JupyterLab over a folder of notebooks; its settings and sockets stay in `folder`. Gives a function: path -> url."
     port, token, log = free_port(), os.urandom(12).hex(), Path(folder)/'lab.log'
     home = Path(folder)/'jupyter'
-    news = home/'lab_settings'/'@jupyterlab'/'apputils-extension'/'notification.jupyterlab-settings' # no question about news over the page
+    # no question about news over the page
+    news = home/'lab_settings'/'@jupyterlab'/'apputils-extension'/'notification.jupyterlab-settings'
     news.parent.mkdir(parents=True)
     news.write_text('{"fetchNews": "false"}')
-    env = os.environ | {f'JUPYTER{k}_DIR': str(home/k.strip('_').lower()) for k in ('_CONFIG', '_RUNTIME', 'LAB_SETTINGS', 'LAB_WORKSPACES')} | dict(IPYTHONDIR=str(home/'ipython'))
-    args = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0', f'--IdentityProvider.token={token}',
+    env = os.environ | {f'JUPYTER{k}_DIR': str(home/k.strip('_').lower())
+                        for k in ('_CONFIG', '_RUNTIME', 'LAB_SETTINGS', 'LAB_WORKSPACES')} | dict(
+        IPYTHONDIR=str(home/'ipython'))
+    args = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--ip=127.0.0.1', f'--port={port}',
+            '--ServerApp.port_retries=0', f'--IdentityProvider.token={token}',
             '--allow-root', '--expose-app-in-browser', f'--ServerApp.root_dir={notebooks}', '--LabApp.news_url=None',
             '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
     with open(log, 'wb') as f: p = subprocess.Popen(args, env=env, stdout=f, stderr=f, stdin=subprocess.DEVNULL)

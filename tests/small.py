@@ -1,11 +1,13 @@
-"What the tests of training share: a checkout of their own, a few drawn pictures, a network of a few thousand parameters."
+"""What the tests of training share: a checkout of their own, a few drawn pictures, a network of a few thousand
+parameters."""
 import os
 from pathlib import Path
 import numpy as np
-from yolokit.images import write
+from yolokit.core.images import write_image
 
 CFG = '[net]\nwidth=96\nheight=96\nchannels=3\n' + ''.join(
-    f'[convolutional]\nbatch_normalize=1\nfilters={f}\nsize=3\nstride={s}\npad=1\nactivation=leaky\n' for f, s in ((8, 2), (16, 2), (32, 2))) + '''
+    f'[convolutional]\nbatch_normalize=1\nfilters={f}\nsize=3\nstride={s}\npad=1\nactivation=leaky\n'
+    for f, s in ((8, 2), (16, 2), (32, 2))) + '''
 [convolutional]
 filters=21
 size=1
@@ -34,10 +36,17 @@ def checkout(folder: Path, n: int = 24) -> Path:
                 x, y = map(int, draw.integers(0, 96 - s, 2))
                 rgb[y:y+s, x:x+s] = (230, 40)[c]
                 rows.append(f'{c} {(x + s/2)/96:.6f} {(y + s/2)/96:.6f} {s/96:.6f} {s/96:.6f}\n')
-            write(folder/f'squares/images/{split}/{split}{i}.png', rgb)
+            write_image(folder/f'squares/images/{split}/{split}{i}.png', rgb)
             (folder/f'squares/labels/{split}/{split}{i}.txt').write_text(''.join(rows))
     (folder/'squares/dataset.yaml').write_text('path: .\ntrain: images/train\nval: images/val\nnames: [bright, dark]\n')
     return folder
+
+
+def unjudged(monkeypatch, judge=None) -> None:
+    """Trainings of this process write no predictions, pictures or submission; `judge`, a make_validator of the test's
+    own, judges between epochs; None: nothing does."""
+    monkeypatch.setattr('yolokit.apps.train.make_validator', judge or (lambda *a, **kw: None))
+    monkeypatch.setattr('yolokit.apps.train.finish_run', lambda *a: {})
 
 
 def environment(folder: Path) -> dict:

@@ -1,6 +1,5 @@
 "Injected faults: each ends as specified, and a resumed run has the bits of one to which nothing happened."
-import contextlib, json, os, random, shutil, signal, time
-from pathlib import Path
+import json, os, shutil, signal, time
 import pytest, torch
 import victims
 from small import checkout
@@ -33,18 +32,23 @@ ENDS = {
     'every step is NaN': (('nan', 'loss', 0), '10 steps in a row were not finite', {}),
     'an image is cut short': (('image', 'cut'), 'train3.png', {}),
     'an image is gone': (('image', 'gone'), 'train3.png', {}),
-    **{f'{s.name} when {phase}': (('signal', int(s), phase), 'it goes on with resume=' if phase != 'preparing' else 'stopped: ', {})
-       for s in (signal.SIGTERM, signal.SIGINT) for phase in ('preparing', 'probing', 'stepping', 'saving', 'judging', 'finishing')},
+    **{f'{s.name} when {phase}': (('signal', int(s), phase), 'it goes on with resume='
+                                  if phase != 'preparing' else 'stopped: ', {})
+       for s in (signal.SIGTERM, signal.SIGINT) for phase in ('preparing', 'probing', 'stepping', 'saving', 'judging',
+                                                              'finishing')},
     'the parent is gone': (('orphan', 6), 'it goes on with resume=', {}),
     'a checkpoint is half written': (('saving: half written', 9), '', {}),
     'killed in the middle of a rename': (('saving: before the rename', 12), '', {}),
     'killed between a checkpoint and its sha256': (('saving: the file is there, its sha256 is not', 9), '', {}),
     'killed when half the weights are new': (('step: half the weights are new', 9), '', {}),
 }
-DAMAGES = {                                         # between a kill and the resume: (what happens, what is said, does it go on?)
+# between a kill and the resume: (what happens, what is said, does it go on?)
+DAMAGES = {
     'its newest mark is missing': (lambda f: newest(f, '.sha256').unlink(), 'it was never finished', True),
-    'its newest checkpoint is cut': (lambda f: os.truncate(newest(f, '.pt'), 5000), 'its bytes are not those that were written', True),
-    'a bit of its newest checkpoint is flipped': (lambda f: flip(newest(f, '.pt')), 'its bytes are not those that were written', True),
+    'its newest checkpoint is cut': (lambda f: os.truncate(newest(f, '.pt'), 5000),
+                                     'its bytes are not those that were written', True),
+    'a bit of its newest checkpoint is flipped': (lambda f: flip(newest(f, '.pt')),
+                                                  'its bytes are not those that were written', True),
     'its newest mark is garbage': (lambda f: newest(f, '.sha256').write_bytes(b'\xff\x00'), 'is passed over', True),
     'all checkpoints are gone': (lambda f: shutil.rmtree(f/'checkpoint'), '', True),
     'its weights are gone': (lambda f: shutil.rmtree(f/'weights'), 'best.pt', False),
@@ -53,7 +57,8 @@ DAMAGES = {                                         # between a kill and the res
     'run.json is gone': (lambda f: (f/'run.json').unlink(), 'no run', False),
     'the data are others': (lambda f: other_data(f.parents[1]), 'cannot go on: the data is not what it was', False),
     'the checkpoint is of another network': (lambda f: other_network(f), 'is not of this network or recipe', False),
-    'torch is another one': (lambda f: facts(f, versions=dict(torch='1.0')), 'the result will not be the same to the bit', True),
+    'torch is another one': (lambda f: facts(f, versions=dict(torch='1.0')),
+                             'the result will not be the same to the bit', True),
     'it is still running': (None, 'is still running, as process', False),
 }
 
@@ -75,12 +80,12 @@ def other_data(root):
 
 
 def other_network(folder):
-    from yolokit.runs import load_checkpoint, save_checkpoint
+    from yolokit.training import runs
     path = newest(folder, '.pt')
-    state = load_checkpoint(folder/'checkpoint')
+    state = runs.load_run_checkpoint(folder/'checkpoint')
     name = next(k for k, v in state['detector'].items() if v.ndim == 4)
     state['detector'][name] = torch.zeros(3, 3, 1, 1)
-    save_checkpoint(folder/'checkpoint', state, int(path.stem.split('-')[1]))
+    runs.save_run_checkpoint(folder/'checkpoint', state, int(path.stem.split('-')[1]))
 
 
 @pytest.fixture(scope='module')
@@ -90,10 +95,11 @@ def root(tmp_path_factory):
     return folder
 
 
-def said(folder, log): return log.read_text() + (folder/'log.txt').read_text() if (folder/'log.txt').exists() else log.read_text()
+def said(folder, log):
+    return log.read_text() + (folder/'log.txt').read_text() if (folder/'log.txt').exists() else log.read_text()
 
 
-def resumed(root, name, log, **kw): return run(root, log, vars(victims.Config(resume=name, workers=0)), **kw)
+def resumed(root, name, log, **kw): return run(root, log, vars(victims.TrainConfig(resume=name, workers=0)), **kw)
 
 
 def check_goes_on(root, what, k):
@@ -115,7 +121,8 @@ def check_ends(root, what, k):
     assert says in text, text[-3000:]
     mend(root)
     if not (root/f'runs/{name}/run.json').exists(): assert run(root, log, dict(name=name)) == 0, log.read_text()[-3000:]
-    elif json.loads((root/f'runs/{name}/run.json').read_text())['state'] != 'finished': assert resumed(root, name, log) == 0, log.read_text()[-3000:]
+    elif json.loads((root/f'runs/{name}/run.json').read_text())['state'] != 'finished':
+        assert resumed(root, name, log) == 0, log.read_text()[-3000:]
     # skipped steps that a checkpoint knows of are over; all else is as if nothing had been
     if what != 'every step is NaN': assert end(root, name) == end(root, 'whole')
 
@@ -145,11 +152,13 @@ def check_damage(root, what, k):
     if on: assert end(root, name) == end(root, 'whole')
 
 
-CHECKS = [(check, what, k) for check, table in ((check_goes_on, GOES_ON), (check_ends, ENDS), (check_damage, DAMAGES)) for k, what in enumerate(table)]
+CHECKS = [(check, what, k) for check, table in ((check_goes_on, GOES_ON), (check_ends, ENDS),
+                                                (check_damage, DAMAGES)) for k, what in enumerate(table)]
 SAMPLE = ('no memory in the backward pass', 'its newest checkpoint is cut')
 
 
-@pytest.mark.parametrize('check, what, k', [pytest.param(*c, id=c[1], marks=[] if c[1] in SAMPLE else pytest.mark.soak) for c in CHECKS])
+@pytest.mark.parametrize('check, what, k', [pytest.param(*c, id=c[1], marks=[] if c[1] in SAMPLE
+                                                         else pytest.mark.soak) for c in CHECKS])
 def test_fault(root, check, what, k): check(root, what, k)
 
 

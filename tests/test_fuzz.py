@@ -1,43 +1,84 @@
-"Formats on hostile input: bytes flipped, values swapped, files cut. A table or an error of our own, nothing else, and what was read is written back byte for byte."
-import contextlib, copy, io, json, os, random, resource, shutil, sys, tempfile, time
+"""Formats on hostile input: bytes flipped, values swapped, files cut. A table or an error of our own, nothing else, and
+what was read is written back byte for byte."""
+import contextlib, copy, io, json, os, random, resource, shutil, tempfile, time
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from yolokit.files import FormatError
-from yolokit.formats import READ, read, write
-from yolokit.table import TableError
+from yolokit.core.files import FormatError
+from yolokit.data.table import TableError
+from yolokit.data.formats import read, write
 
-ATM = {'atm-json': ('atm.yaml', 'adapter: A\nfiles: "ann/*.json"\nimage: {file: pic.name, width: pic.w, height: pic.h}\nbox: {each: "found[]", class: kind.code, cx: geo.mx, cy: geo.my, w: geo.b, h: geo.h, score: sure}\n'
+ATM = {'atm-json': ('atm.yaml', 'adapter: A\nfiles: "ann/*.json"\nimage: {file: pic.name, width: pic.w, height: '
+                                'pic.h}\nbox: {each: "found[]", class: kind.code, cx: geo.mx, cy: geo.my, w: geo.b, h: '
+                                'geo.h, score: sure}\n'
                     'unit: fraction\nclasses: {11: sedan, 12: 버스}\n',
-                    'ann/a.json', '{"pic": {"name": "a.jpg", "w": 100, "h": 50}, "found": [{"kind": {"code": 11}, "geo": {"mx": 0.50, "my": 0.5, "b": 0.25, "h": 0.25}, "by": "민수"}, {"kind": {"code": "12"}, "geo": {"mx": 0.1, "my": 0.1, "b": -1e-3, "h": 2}, "sure": 0.5}]}'),
-       'atm-csv': ('atm.yaml', 'adapter: B\nfiles: boxes.csv\nimage: {file: 파일}\nbox: {class: 종류, x0: 좌, y0: 상, x1: 우, y1: 하}\n',
-                   'boxes.csv', '파일,종류,좌,상,우,하,메모\na.jpg,승용차,1,2,3.50,4,"x, ""y"""\nb.jpg,버스,10,2,3,4,\n\nc.jpg,,,,,,\n'),
-       'atm-xml': ('atm.yaml', 'adapter: C\nfiles: all.xml\nimage: {each: "pic[]", file: "@src"}\nbox: {each: "obj[]", class: "@type", x0: left, y0: top, w: width, h: height}\n',
-                   'all.xml', '<?xml version="1.0"?>\n<set made="2024">\n <pic src="a.jpg"><obj type="car"><left>1</left><top>2</top><width>3.0</width><height>4</height><who>민수</who></obj></pic>\n <!-- none --><pic src="b.jpg"/>\n</set>\n')}
-SEEDS = {'coco': ('a.json', json.dumps(dict(info={'by': '누리'}, images=[dict(id=4, file_name='b.jpg', width=20, height=10), dict(id=2, file_name='맑음.jpg', width=20, height=10)],
-                                            annotations=[dict(id=9, image_id=4, category_id=18, bbox=[0.1, 0.2, 0.3, 5], area=1.0, iscrowd=0, segmentation=[[1, 2, 3, 4, 5, 6]], who='me'),
-                                                         dict(id=2, image_id=99, category_id=1, bbox=[1, 1, 1, 1]), dict(id=3, image_id=2, category_id=1, bbox=[30, 5, -12, 6], iscrowd=1, score=.5)],
-                                            categories=[dict(id=18, name='dog'), dict(id=1, name='person')]), ensure_ascii=False)),
-         'yolo': ('labels/train/a.txt', '0 .5 .5 .2 .1\n\n1 .2 .1 .4 .1 .3 .5\r\n1 0.5 5e-1 .5 .5 0.9'), 'yolo-yaml': ('data.yaml', 'path: .\ntrain: images/train\nval: [images/val]\nnc: 2\nnames: {0: car, 1: 버스}\nroboflow: {x: 1}\n'),
-         'darknet': ('obj.data', 'classes = 2\ntrain = data/train.txt\nvalid = valid.txt\nnames = obj.names\nbackup = backup/\n'), 'darknet-list': ('train.txt', 'images/a.jpg\n/gone/images/b.jpg\n../c.jpg\n'),
-         'voc': ('Annotations/a.xml', '<annotation><filename>a.jpg</filename><source><database>mine</database></source>\n<size><width>640</width><height>480</height><depth>3</depth></size>\n'
-                 '<object><name>RBC</name><pose>left</pose><difficult>1</difficult><bndbox><xmin>453</xmin><ymin>81.50</ymin><xmax>400</xmax><ymax>182</ymax></bndbox></object>\n<object><name>가</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>3</xmax><ymax>4</ymax></bndbox></object></annotation>'),
+                    'ann/a.json', '{"pic": {"name": "a.jpg", "w": 100, "h": 50}, "found": [{"kind": {"code": 11}, '
+                                  '"geo": {"mx": 0.50, "my": 0.5, "b": 0.25, "h": 0.25}, "by": "민수"}, {"kind": '
+                                  '{"code": "12"}, "geo": {"mx": 0.1, "my": 0.1, "b": -1e-3, "h": 2}, "sure": 0.5}]}'),
+       'atm-csv': ('atm.yaml', 'adapter: B\nfiles: boxes.csv\nimage: {file: 파일}\nbox: {class: 종류, x0: 좌, y0: 상, x1: 우, '
+                               'y1: 하}\n',
+                   'boxes.csv', '파일,종류,좌,상,우,하,메모\na.jpg,승용차,1,2,3.50,4,"x, '
+                                '""y"""\nb.jpg,버스,10,2,3,4,\n\nc.jpg,,,,,,\n'),
+       'atm-xml': ('atm.yaml', 'adapter: C\nfiles: all.xml\nimage: {each: "pic[]", file: "@src"}\nbox: {each: "obj[]", '
+                               'class: "@type", x0: left, y0: top, w: width, h: height}\n',
+                   'all.xml', '<?xml version="1.0"?>\n<set made="2024">\n <pic src="a.jpg"><obj type="car">'
+                              '<left>1</left><top>2</top><width>3.0</width><height>4</height><who>민수</who></obj>'
+                              '</pic>\n <!-- none --><pic src="b.jpg"/>\n</set>\n')}
+SEEDS = {'coco': ('a.json', json.dumps(dict(
+             info={'by': '누리'}, images=[dict(id=4, file_name='b.jpg', width=20, height=10),
+                                        dict(id=2, file_name='맑음.jpg', width=20, height=10)],
+             annotations=[dict(id=9, image_id=4, category_id=18, bbox=[0.1, 0.2, 0.3, 5], area=1.0, iscrowd=0,
+                               segmentation=[[1, 2, 3, 4, 5, 6]], who='me'),
+                          dict(id=2, image_id=99, category_id=1, bbox=[1, 1, 1, 1]),
+                          dict(id=3, image_id=2, category_id=1, bbox=[30, 5, -12, 6], iscrowd=1, score=.5)],
+             categories=[dict(id=18, name='dog'), dict(id=1, name='person')]), ensure_ascii=False)),
+         'yolo': ('labels/train/a.txt', '0 .5 .5 .2 .1\n\n1 .2 .1 .4 .1 .3 .5\r\n1 0.5 5e-1 .5 .5 0.9'),
+         'yolo-yaml': ('data.yaml', 'path: .\ntrain: images/train\nval: [images/val]\nnc: 2\nnames: {0: car, 1: '
+                                    '버스}\nroboflow: {x: 1}\n'),
+         'darknet': ('obj.data', 'classes = 2\ntrain = data/train.txt\nvalid = valid.txt\nnames = obj.names\n'
+                                 'backup = backup/\n'),
+         'darknet-list': ('train.txt', 'images/a.jpg\n/gone/images/b.jpg\n../c.jpg\n'),
+         'voc': ('Annotations/a.xml',
+                 '<annotation><filename>a.jpg</filename><source><database>mine</database></source>\n'
+                 '<size><width>640</width><height>480</height><depth>3</depth></size>\n'
+                 '<object><name>RBC</name><pose>left</pose><difficult>1</difficult><bndbox><xmin>453</xmin>'
+                 '<ymin>81.50</ymin><xmax>400</xmax><ymax>182</ymax></bndbox></object>\n'
+                 '<object><name>가</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>3</xmax><ymax>4</ymax></bndbox>'
+                 '</object></annotation>'),
          'voc-list': ('ImageSets/Main/val.txt', 'a\nb\n'),
-         'labelme': ('a.json', '{"version": "5.4.1", "flags": {}, "shapes": [{"label": "car", "points": [[9.0, 8], [1.50, 2]], "group_id": null, "shape_type": "rectangle", "flags": {}},\n {"label": "p", "points": [[1, 1]], "shape_type": "point"},\n'
-                     ' {"label": "버스", "points": [[1, 1], [5, 1], [3, 7.5]], "shape_type": "polygon"}], "imagePath": "a.jpg", "imageData": null, "imageHeight": 50, "imageWidth": 100}'),
-         'cvat': ('annotations.xml', '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n  <meta><task><labels><label><name>car</name></label><label><name>버스</name></label></labels></task></meta>\n'
-                  '  <image id="0" name="a.jpg" subset="train" width="100" height="50">\n    <box label="car" occluded="0" xtl="1.50" ytl="2.00" xbr="30.1" ybr="40" z_order="0">\n      <attribute name="x">1</attribute>\n    </box>\n'
-                  '    <polygon label="버스" points="1.0,2.0;3.5,4;5,1"/>\n    <tag label="car"/>\n  </image>\n  <image id="1" name="b.jpg" width="100" height="50"/>\n</annotations>\n'),
-         'kitti': ('label_2/000001.txt', 'Car 0.00 0 -1.57 614.24 181.78 727.31 284.77 1.57 1.73 4.15 1.00 1.75 13.22 -1.62\nDontCare -1 -1 -10 503.89 169.71 590.61 190.13 -1 -1 -1 -1000 -1000 -1000 -10\n'),
-         'parking': ('train/label/Train.json', '{"images": [{"id": 0, "file_name": "경기도.png", "width": 100, "height": 50}], "annotations": [{"image_id": 0, "category_id": 14, "bbox": [1, 2, 3, 4.0]}]}'),
+         'labelme': ('a.json', '{"version": "5.4.1", "flags": {}, "shapes": [{"label": "car", "points": [[9.0, 8], '
+                               '[1.50, 2]], "group_id": null, "shape_type": "rectangle", "flags": {}},\n {"label": '
+                               '"p", "points": [[1, 1]], "shape_type": "point"},\n'
+                     ' {"label": "버스", "points": [[1, 1], [5, 1], [3, 7.5]], "shape_type": "polygon"}], "imagePath": '
+                     '"a.jpg", "imageData": null, "imageHeight": 50, "imageWidth": 100}'),
+         'cvat': ('annotations.xml',
+                  '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n'
+                  '  <meta><task><labels><label><name>car</name></label><label><name>버스</name></label></labels>'
+                  '</task></meta>\n'
+                  '  <image id="0" name="a.jpg" subset="train" width="100" height="50">\n    <box label="car" '
+                  'occluded="0" xtl="1.50" ytl="2.00" xbr="30.1" ybr="40" z_order="0">\n      <attribute '
+                  'name="x">1</attribute>\n    </box>\n'
+                  '    <polygon label="버스" points="1.0,2.0;3.5,4;5,1"/>\n    <tag label="car"/>\n  </image>\n  <image '
+                  'id="1" name="b.jpg" width="100" height="50"/>\n</annotations>\n'),
+         'kitti': ('label_2/000001.txt', 'Car 0.00 0 -1.57 614.24 181.78 727.31 284.77 1.57 1.73 4.15 1.00 1.75 13.22 '
+                                         '-1.62\nDontCare -1 -1 -10 503.89 169.71 590.61 190.13 -1 -1 -1 -1000 -1000 '
+                                         '-1000 -10\n'),
+         'parking': ('train/label/Train.json', '{"images": [{"id": 0, "file_name": "경기도.png", "width": 100, "height": '
+                                               '50}], "annotations": [{"image_id": 0, "category_id": 14, "bbox": [1, '
+                                               '2, 3, 4.0]}]}'),
          **{k: v[2:] for k, v in ATM.items()}, **{k + '-yaml': v[:2] for k, v in ATM.items()}}
-AROUND = {'yolo': ['yolo-yaml'], 'yolo-yaml': ['yolo'], 'darknet': ['darknet-list'], 'darknet-list': ['darknet'], 'voc-list': ['voc'], 'voc': ['voc-list'],
+AROUND = {'yolo': ['yolo-yaml'], 'yolo-yaml': ['yolo'], 'darknet': ['darknet-list'], 'darknet-list': ['darknet'],
+          'voc-list': ['voc'], 'voc': ['voc-list'],
           **{k: [k + '-yaml'] for k in ATM}, **{k + '-yaml': [k] for k in ATM}}
-TOKENS = [b'\x00', b'\xff\xfe', b'\xef\xbb\xbf', b'"', b"'", b'{', b'}', b'[', b']', b'<', b'>', b'/>', b'</', b'&amp;', b'&#0;', b'<!--', b'<![CDATA[', b',', b';', b':', b'-', b'1e999', b'nan', b'NaN', b'inf', b'-Infinity',
-          b'9' * 30, b'9' * 5000, b'null', b'true', b'../../', b'/etc/passwd', b'C:\\x', b'\\ud800', b'\xed\xa0\x80', b'\r', b'\n\n', b'\t', b' ', b'1_000', b'0x10', '１'.encode(), b'*a', b'&a ', b'!!python/object:os.system', b'<<: *a', b'[' * 3000, b'%', b'\x85', '\u2028'.encode()]
-ODD = [None, True, False, 0, -1, 1e308, -0.0, 10**18, 10**400, float('nan'), float('inf'), '', '0', 'x', '\0', '../../x', '\ud800', [], {}, [[]], [None], {'id': 1}, [1, 2, 3, 4], 'a' * 5000, '١', [[[[1]]]]]
+TOKENS = [b'\x00', b'\xff\xfe', b'\xef\xbb\xbf', b'"', b"'", b'{', b'}', b'[', b']', b'<', b'>', b'/>', b'</', b'&amp;',
+          b'&#0;', b'<!--', b'<![CDATA[', b',', b';', b':', b'-', b'1e999', b'nan', b'NaN', b'inf', b'-Infinity',
+          b'9' * 30, b'9' * 5000, b'null', b'true', b'../../', b'/etc/passwd', b'C:\\x', b'\\ud800', b'\xed\xa0\x80',
+          b'\r', b'\n\n', b'\t', b' ', b'1_000', b'0x10', '１'.encode(), b'*a', b'&a ', b'!!python/object:os.system',
+          b'<<: *a', b'[' * 3000, b'%', b'\x85', '\u2028'.encode()]
+ODD = [None, True, False, 0, -1, 1e308, -0.0, 10**18, 10**400, float('nan'), float('inf'), '', '0', 'x', '\0',
+       '../../x', '\ud800', [], {}, [[]], [None], {'id': 1}, [1, 2, 3, 4], 'a' * 5000, '١', [[[[1]]]]]
 
 
 def flipped(data: bytes, r: random.Random) -> bytes:
@@ -105,13 +146,15 @@ def one(name: str, data: bytes, d: Path) -> str:
 
 def campaign(n: int, seed: int) -> dict:
     r, count = random.Random(seed), {}
-    with tempfile.TemporaryDirectory(dir='/dev/shm' if os.path.isdir('/dev/shm') else None) as tmp, contextlib.redirect_stdout(io.StringIO()):
+    with tempfile.TemporaryDirectory(dir='/dev/shm' if os.path.isdir('/dev/shm') else None) as tmp, \
+            contextlib.redirect_stdout(io.StringIO()):
         for k in range(n):
             name = list(SEEDS)[k % len(SEEDS)]
             data = SEEDS[name][1].encode()
             data = swapped(data, r) if SEEDS[name][0].endswith('.json') and r.random() < .5 else flipped(data, r)
             try: what = one(name, data, Path(tmp))
-            except Exception as e: raise AssertionError(f'case {k} of seed {seed}, {name}: {type(e).__name__}: {e}\n{data!r}') from e
+            except Exception as e:
+                raise AssertionError(f'case {k} of seed {seed}, {name}: {type(e).__name__}: {e}\n{data!r}') from e
             count[name, what] = count.get((name, what), 0) + 1
     return count
 
@@ -122,7 +165,8 @@ def test_seeds_are_read_and_come_back(tmp_path):
 
 def test_a_few_hundred_broken_files():
     count = campaign(400, seed=0)
-    assert sum(v for (_, w), v in count.items() if w == 'table') > 50 and sum(v for (_, w), v in count.items() if w == 'error') > 50
+    assert (sum(v for (_, w), v in count.items() if w == 'table') > 50
+            and sum(v for (_, w), v in count.items() if w == 'error') > 50)
 
 
 @pytest.mark.soak
@@ -134,17 +178,24 @@ def test_twenty_thousand_broken_files():
     print(dict(sorted(count.items())))
 
 
-VALUE = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(['a.jpg', '../x', 1, 4]), lambda x: st.lists(x, max_size=4) | st.dictionaries(
-    st.sampled_from(['id', 'image_id', 'category_id', 'bbox', 'images', 'annotations', 'categories', 'name', 'file_name', 'width', 'height', 'shapes', 'points', 'label', 'imagePath', 'area', 'iscrowd', 'score', 'segmentation', 'pic', 'found', 'kind', 'geo']), x, max_size=6), max_leaves=25)
+VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+    | st.sampled_from(['a.jpg', '../x', 1, 4]),
+    lambda x: st.lists(x, max_size=4) | st.dictionaries(
+        st.sampled_from(['id', 'image_id', 'category_id', 'bbox', 'images', 'annotations', 'categories', 'name',
+                         'file_name', 'width', 'height', 'shapes', 'points', 'label', 'imagePath', 'area', 'iscrowd',
+                         'score', 'segmentation', 'pic', 'found', 'kind', 'geo']), x, max_size=6), max_leaves=25)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(VALUE, st.sampled_from(['coco', 'labelme', 'parking', 'atm-json']))
 def test_any_json(value, name):
-    with tempfile.TemporaryDirectory() as tmp, contextlib.redirect_stdout(io.StringIO()): one(name, json.dumps(value).encode('utf-8', 'surrogatepass'), Path(tmp))
+    with tempfile.TemporaryDirectory() as tmp, contextlib.redirect_stdout(io.StringIO()):
+        one(name, json.dumps(value).encode('utf-8', 'surrogatepass'), Path(tmp))
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(st.binary(max_size=200) | st.text(max_size=200).map(lambda s: s.encode('utf-8', 'surrogatepass')), st.sampled_from(sorted(SEEDS)))
+@given(st.binary(max_size=200) | st.text(max_size=200).map(lambda s: s.encode('utf-8', 'surrogatepass')),
+       st.sampled_from(sorted(SEEDS)))
 def test_any_bytes(data, name):
     with tempfile.TemporaryDirectory() as tmp, contextlib.redirect_stdout(io.StringIO()): one(name, data, Path(tmp))

@@ -6,13 +6,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT/'Dockerfile').read_text()
+MODULES = sorted(f'yolokit.{p.parent.name}.{p.stem}' for p in (ROOT/'yolokit').glob('*/*.py') if p.stem[0] != '_')
 CLEAN = {k: v for k, v in os.environ.items() if not k.startswith(('VIRTUAL_ENV', 'PYTHON', 'CONDA', 'MAKE', 'MFLAGS'))}
 
 
 def test_dockerfile_says_what_it_must():
     assert 'gcc' in DOCKERFILE and 'fonts-nanum' in DOCKERFILE                   # torch.compile; Korean labels
     assert '--gpus all' in DOCKERFILE and '--shm-size' in DOCKERFILE
-    assert DOCKERFILE.index('\nUSER yolo') < DOCKERFILE.index('\nRUN make setup')  # an ordinary user owns the environment
+    # an ordinary user owns the environment
+    assert DOCKERFILE.index('\nUSER yolo') < DOCKERFILE.index('\nRUN make setup')
     assert 'USER root' not in DOCKERFILE
 
 
@@ -30,12 +32,14 @@ def test_dockerfile_install_lines_in_an_empty_environment(tmp_path):
     for source, to in dockerfile_files():
         (tmp_path/to).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT/source, tmp_path/to)
-    setup, = re.findall(r'^RUN (make .*)$', DOCKERFILE, re.M)
+    folders, setup = re.findall(r'^RUN (mkdir -p nbs .*|make .*)$', DOCKERFILE, re.M)
     path = os.pathsep.join(p for p in CLEAN['PATH'].split(os.pathsep) if '.venv' not in p)
+    subprocess.run(folders, shell=True, cwd=tmp_path, check=True)
     subprocess.run(setup.split(), cwd=tmp_path, env={**CLEAN, 'PATH': path, 'UV_LINK_MODE': 'hardlink'}, check=True)
     shutil.copytree(ROOT/'yolokit', tmp_path/'yolokit', dirs_exist_ok=True)
-    run = lambda *a: subprocess.run([tmp_path/'.venv/bin'/a[0], *a[1:]], cwd=tmp_path, env=CLEAN, check=True, capture_output=True, text=True).stdout
-    for module in sorted(p.stem for p in (ROOT/'yolokit').glob('*.py') if p.stem[0] != '_'): run('python', '-c', f'import yolokit.{module}')
+    run = lambda *a: subprocess.run([tmp_path/'.venv/bin'/a[0], *a[1:]], cwd=tmp_path, env=CLEAN, check=True,
+                                    capture_output=True, text=True).stdout
+    run('python', '-c', 'import ' + ', '.join(MODULES))
     assert 'nbdev_test' in run('nbdev_test', '--help') and '2.7' in run('papermill', '--version')
 
 
@@ -44,13 +48,15 @@ def test_dockerfile_install_lines_in_an_empty_environment(tmp_path):
 def test_library_alone_on_other_versions(tmp_path, python, torch):
     "GPU nodes lag behind: the runtime dependencies only, Python 3.12 with torch 2.11, and the newest Python at hand."
     uv = [sys.executable, '-m', 'uv']
-    if subprocess.run([*uv, 'venv', '--python', python, tmp_path/'v'], capture_output=True).returncode: pytest.skip(f'no Python {python} on this machine')
+    if subprocess.run([*uv, 'venv', '--python', python, tmp_path/'v'], capture_output=True).returncode:
+        pytest.skip(f'no Python {python} on this machine')
     vision = {'2.11.0': 'torchvision==0.26.0'}.get(torch, 'torchvision')
-    subprocess.run([*uv, 'pip', 'install', '-q', '--python', tmp_path/'v/bin/python', f'torch=={torch}', vision, ROOT], check=True, env=CLEAN)
-    modules = sorted(p.stem for p in (ROOT/'yolokit').glob('*.py') if p.stem[0] != '_')
-    program = 'import torch, ' + ', '.join(f'yolokit.{m}' for m in modules) + '''
-from yolokit import zoo, model
+    subprocess.run([*uv, 'pip', 'install', '-q', '--python', tmp_path/'v/bin/python', f'torch=={torch}', vision, ROOT],
+                   check=True, env=CLEAN)
+    program = 'import torch, ' + ', '.join(MODULES) + '''
+from yolokit.network import zoo, model
 maps = model.Detector(zoo.build('yolokit-nano', classes=3))(torch.zeros(1, 3, 256, 416))
 print(torch.__version__, len(maps))'''
-    done = subprocess.run([tmp_path/'v/bin/python', '-c', program], cwd=tmp_path, capture_output=True, text=True, env=CLEAN)
+    done = subprocess.run([tmp_path/'v/bin/python', '-c', program], cwd=tmp_path, capture_output=True, text=True,
+                          env=CLEAN)
     assert done.returncode == 0 and torch in done.stdout, done.stderr[-1500:]

@@ -36,13 +36,15 @@ def point(root, draw, name, workers, cache):
         p.join(120)
     gone(p.pid)
     run_json = root/f'runs/{name}/run.json'
-    if not run_json.exists():                                   # killed before there was a run: it is simply started again
+    # killed before there was a run: it is simply started again
+    if not run_json.exists():
         shutil.rmtree(root/f'runs/{name}', ignore_errors=True)
         assert run(root, log, config) == 0, (where, log.read_text()[-3000:])
         where += ', no run yet'
     elif json.loads(run_json.read_text())['state'] != 'finished':
         at = sorted(f.stem for f in (root/f'runs/{name}/checkpoint').glob('*.sha256'))
-        assert run(root, log, dict(victims.Config(resume=name, workers=draw.choice([0, 1, 2])).__dict__), cache=draw.random() < .5) == 0, (where, log.read_text()[-3000:])
+        assert run(root, log, dict(victims.TrainConfig(resume=name, workers=draw.choice([0, 1, 2])).__dict__),
+                   cache=draw.random() < .5) == 0, (where, log.read_text()[-3000:])
         where += f', {at[-1] if at else "no checkpoint yet"}'
     else: where += ', too late'
     return where, end(root, name)
@@ -56,7 +58,8 @@ def campaign(root, points, ways):
             where, sha = point(root, draw, f'k{k}w{w}c{int(c)}', w, c)
             seen.append(where)
             if sha != whole: bad.append((k, w, c, where))
-    print(f'{len(seen)} kills, {len(seen) - len(bad)} with the sha256 {whole[:12]} of the run that was never killed, {sum("too late" in s for s in seen)} came too late')
+    print(f'{len(seen)} kills, {len(seen) - len(bad)} with the sha256 {whole[:12]} of the run that was never killed, '
+          f'{sum("too late" in s for s in seen)} came too late')
     assert not bad, bad
 
 
@@ -68,14 +71,17 @@ def test_killed_and_resumed_in_full(root): campaign(root, POINTS, WAYS)
 
 
 TRAIN = Path(__file__).resolve().parents[1]/'nbs/train.ipynb'
-APP = dict(data='squares', network='tiny.cfg', stage='baseline', weights='none', recipe='transfer', bs=4, threads=1, workers=1, device='cpu', amp='off', steps=400, every=30)
+APP = dict(data='squares', network='tiny.cfg', stage='baseline', weights='none', recipe='transfer', bs=4, threads=1,
+           workers=1, device='cpu', amp='off', steps=400, every=30)
 
 
 def papermill(root, log, before=(), **parameters):
     "The train app, in a session of its own."
     p = [x for k, v in parameters.items() for x in ('-p', k, str(v))]
-    call = [*before, sys.executable, '-m', 'papermill', '--no-progress-bar', str(TRAIN), str(log.with_suffix('.ipynb')), *p]
-    return subprocess.Popen(call, cwd='/', env=environment(root), stdout=open(log, 'a'), stderr=subprocess.STDOUT, start_new_session=True)
+    call = [*before, sys.executable, '-m', 'papermill', '--no-progress-bar', str(TRAIN), str(log.with_suffix('.ipynb')),
+            *p]
+    return subprocess.Popen(call, cwd='/', env=environment(root), stdout=open(log, 'a'), stderr=subprocess.STDOUT,
+                            start_new_session=True)
 
 
 def family(pid):
@@ -90,11 +96,14 @@ def family(pid):
     return found
 
 
-def running(pids): return [k for k in pids if Path(f'/proc/{k}/stat').exists() and Path(f'/proc/{k}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z']
+def running(pids):
+    return [k for k in pids if Path(f'/proc/{k}/stat').exists()
+            and Path(f'/proc/{k}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z']
 
 
 def told(p, how):
-    "Tell it to stop as somebody does: the seconds until the last process is gone, papermill and its kernel and the loader's."
+    """Tell it to stop as somebody does: the seconds until the last process is gone, papermill and its kernel and the
+    loader's."""
     all_of_them = family(p.pid)
     assert len(all_of_them) >= 3, 'papermill, kernel, loader'
     began = time.monotonic()
@@ -122,5 +131,6 @@ def test_papermill_told_to_stop(root):
         state = json.loads((root/f'runs/{name}/run.json').read_text())['state']
         assert p.returncode and at and state == 'interrupted', (state, at)
         assert papermill(root, log, resume=name).wait(300) == 0, log.read_text()[-2000:]
-        print(f'SIGTERM to {how}: all gone after {seconds:.1f} s, {at[-1]}, resumed to the same sha256: {end(root, name) == end(root, "app")}')
+        print(f'SIGTERM to {how}: all gone after {seconds:.1f} s, {at[-1]}, resumed to the same sha256: '
+              f'{end(root, name) == end(root, "app")}')
         assert end(root, name) == end(root, 'app')

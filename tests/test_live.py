@@ -1,19 +1,21 @@
-"""The inspector in a live JupyterLab in headless Chromium: keys, mouse, filters, the file on disk, and all of it once more after a reload."""
-import json, os, shutil, subprocess, sys
+"""The inspector in a live JupyterLab in headless Chromium: keys, mouse, filters, the file on disk, and all of it once
+more after a reload."""
+import json, os, subprocess, sys
 from contextlib import contextmanager
 from pathlib import Path
 import nbformat, numpy as np, pytest
 import browser
-from yolokit.formats import read, write as write_table
-from yolokit.images import draw, write
-from yolokit.repair import corrupt
-from yolokit.table import make
+from yolokit.core.images import draw_boxes, write_image
+from yolokit.data.table import from_columns
+from yolokit.data.formats import read, write
+from yolokit.data.faults import plant_box_faults
 
 CELLS = ['''
-from yolokit import formats, repair
-from yolokit.inspector import Inspector
+from yolokit.cleaning import checks
+from yolokit.cleaning.inspector import Inspector
+from yolokit.data import formats
 table = formats.read('lot')
-''', "Inspector(table, repair.check(table), 'decisions.json')"]
+''', "Inspector(table, checks.check(table), 'decisions.json')"]
 
 NOTEBOOK = "[...jupyterapp.shell.widgets('main')].find(w => w.context && w.sessionContext)"
 BUTTON = "[...document.querySelectorAll('button.jupyter-button')].find(b => b.textContent.trim() == '{}')"
@@ -26,15 +28,20 @@ def lot(folder):
     p = np.array([(10 + 60*(i % 4) + 4, 10 + 88*(i // 4)) for i in range(12)], float)
     xyxy = np.concatenate([np.c_[p, p + g.uniform(30, 50, (12, 2))].round()[:10] for _ in range(6)])
     files = [f'주차장_맑음_{i}.png' for i in range(6)]
-    for i, f in enumerate(files): write(folder/'pictures'/f, draw(np.full((280, 280, 3), 90 + 10*i, np.uint8), xyxy[i*10:][:10], None, list(range(10)), width=6))
-    clean = make(dict(file=files, path=[str(folder/'pictures'/f) for f in files], width=[280]*6, height=[280]*6, split=['train']*4 + ['val']*2),
-                 dict(image=np.repeat(range(6), 10), category=g.integers(0, 2, 60), **dict(zip(('x0', 'y0', 'x1', 'y1'), xyxy.T))), ['세단(승용차)', '오토바이', '승합차'])
-    write_table(corrupt(clean, .5, kinds=('reversed-x', 'zero-area', 'near-duplicate'))[0], folder/'lot', 'coco')
+    for i, f in enumerate(files):
+        write_image(folder/'pictures'/f, draw_boxes(np.full((280, 280, 3), 90 + 10*i, np.uint8), xyxy[i*10:][:10], None,
+                                                    list(range(10)), width=6))
+    clean = from_columns(dict(file=files, path=[str(folder/'pictures'/f) for f in files], width=[280]*6, height=[280]*6,
+                              split=['train']*4 + ['val']*2),
+                 dict(image=np.repeat(range(6), 10), category=g.integers(0, 2, 60),
+                      **dict(zip(('x0', 'y0', 'x1', 'y1'), xyxy.T))), ['세단(승용차)', '오토바이', '승합차'])
+    write(plant_box_faults(clean, .5, kinds=('reversed-x', 'zero-area', 'near-duplicate'))[0], folder/'lot', 'coco')
     (folder/'pictures').rename(folder/'lot'/'pictures')
 
 def run_all(page, url):
     page.open(url)
-    page.wait(f"Boolean(window.jupyterapp && {NOTEBOOK} && {NOTEBOOK}.context.isReady && {NOTEBOOK}.sessionContext.isReady)", 40)
+    page.wait(f"Boolean(window.jupyterapp && {NOTEBOOK} && {NOTEBOOK}.context.isReady && "
+              f"{NOTEBOOK}.sessionContext.isReady)", 40)
     page.js(f"jupyterapp.shell.activateById({NOTEBOOK}.id)")
     page.wait(f"jupyterapp.shell.currentWidget == {NOTEBOOK}")
     page.js("window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => true)")
@@ -44,14 +51,18 @@ def see(page, text, seconds=20): page.wait(f"{TEXT}.includes({json.dumps(text)})
 
 def choose(page, n, value):
     "The n-th filter: reason, split, class, state."
-    page.js(f"(() => {{const s = document.querySelectorAll('.yk-inspector .widget-dropdown select')[{n}]; s.value = {json.dumps(value)};"
+    page.js(f"(() => {{const s = document.querySelectorAll('.yk-inspector .widget-dropdown select')[{n}]; s.value = "
+            f"{json.dumps(value)};"
             "s.dispatchEvent(new Event('change', {bubbles: true})); return true})()")
 
 def spot(page, x, y):
     "Where a pixel of the image is on the screen."
-    return page.js(f"(() => {{const e = {SVG}; e.scrollIntoView({{block: 'center'}}); const p = new DOMPoint({x}, {y}).matrixTransform(e.getScreenCTM()); return [p.x, p.y]}})()")
+    return page.js(f"(() => {{const e = {SVG}; e.scrollIntoView({{block: 'center'}}); const p = new DOMPoint({x}, "
+                   f"{y}).matrixTransform(e.getScreenCTM()); return [p.x, p.y]}})()")
 
-def selected(page): return page.js("(() => {const r = document.querySelector('.yk-box.yk-sel'); return ['x', 'y', 'width', 'height'].map(k => +r.getAttribute(k))})()")
+def selected(page):
+    return page.js("(() => {const r = document.querySelector('.yk-box.yk-sel'); return ['x', 'y', 'width', "
+                   "'height'].map(k => +r.getAttribute(k))})()")
 
 def touch(page):
     "Click the picture: the keys are the inspector's then."
@@ -68,11 +79,13 @@ def opened(tmp_path):
     work.mkdir()
     lot(work)
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c.strip()) for c in CELLS],
-                                  metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
+                                  metadata=dict(kernelspec=dict(name='python3', display_name='python3',
+                                                                language='python')))
     nbformat.write(nb, work/'live.ipynb')
     with browser.lab(tmp_path, work) as url, browser.chromium(tmp_path) as page:
         run_all(page, url('live.ipynb'))
-        yield page, work, lambda: json.loads((work/'decisions.json').read_text()) if (work/'decisions.json').exists() else [], url
+        yield (page, work,
+               lambda: json.loads((work/'decisions.json').read_text()) if (work/'decisions.json').exists() else [], url)
     assert browser.ours(tmp_path) == [], 'processes were left running'
 
 def by_hand(page, said):
@@ -163,8 +176,10 @@ def test_decisions_survive_a_reload_and_reach_the_prepared_folder(tmp_path):
         shot('6-reloaded')
         assert said() == kept
     # papermill takes the file
-    done = subprocess.run([sys.executable, '-m', 'papermill', 'nbs/prepare.ipynb', str(tmp_path/'out.ipynb'), '-p', 'data', str(work/'lot'), '-p', 'out', str(tmp_path/'prepared'),
-                           '-p', 'decisions', str(work/'decisions.json'), '--no-progress-bar'], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-m', 'papermill', 'nbs/prepare.ipynb', str(tmp_path/'out.ipynb'), '-p',
+                           'data', str(work/'lot'), '-p', 'out', str(tmp_path/'prepared'),
+                           '-p', 'decisions', str(work/'decisions.json'), '--no-progress-bar'],
+                          cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     new = read(tmp_path/'prepared')
     for d in kept:

@@ -1,19 +1,25 @@
-"Trainings that are to be killed, starved or lied to: each in a process of its own, forked from one that has imported torch already."
-import builtins, fnmatch, functools, io, json, math, multiprocessing, os, random, signal, sys, time, traceback
+"""Trainings that are to be killed, starved or lied to: each in a process of its own, forked from one that has imported
+torch already."""
+import builtins, fnmatch, functools, io, json, math, multiprocessing, os, signal, sys, time, traceback
+from dataclasses import replace
 from pathlib import Path
 import torch
-from yolokit import images, runs, stages, train, weights
-from yolokit.model import state_hash
-from yolokit.stages import Config
+from yolokit.core import images
+from yolokit.network import checkpoints
+from yolokit.network.model import state_hash
+from yolokit.training import loss, optim, runs, step, train as training_train
+from yolokit.apps import train as apps_train
+from yolokit.apps.train import TrainConfig
 
 # a server that has imported all this and has no threads: a fork of it is ready at once
 CONTEXT = multiprocessing.get_context('forkserver')
 CONTEXT.set_forkserver_preload(['victims'])
-TINY = dict(stage='baseline', weights='none', data='squares', network='tiny.cfg', recipe='transfer', steps=16, bs=4, every=1., workers=0, threads=1, device='cpu', amp='off')
+TINY = dict(stage='baseline', weights='none', data='squares', network='tiny.cfg', recipe='transfer', steps=16, bs=4,
+            every=1., workers=0, threads=1, device='cpu', amp='off')
 
 
 def judge(table, **kw):
-    "An `evaluate` that is quick, takes a moment all the same, and depends on the weights."
+    "A validator that is quick, takes a moment all the same, and depends on the weights."
     def look(detector):
         time.sleep(.02)
         v = float(detector.layers[0].conv.weight.double().abs().sum()) % 1
@@ -22,7 +28,7 @@ def judge(table, **kw):
 
 
 def finish(run, detector, data):
-    "What comes after training: a file, as submit.deliver makes them."
+    "What comes after training: a file, as finish_run makes them."
     time.sleep(.02)
     (run.folder/'predictions.json').write_text('[]')
     return {}
@@ -59,12 +65,12 @@ PLACES = {
     'saving: after the rename': lambda n: wrap(os, 'replace', after=die, nth=n),
     'saving: the file is there, its sha256 is not': lambda n: wrap(runs, 'sha256', after=die, nth=n),
     'saving: an old one goes': lambda n: wrap(Path, 'unlink', after=die, nth=4*n),
-    'judging': lambda n: wrap(train, 'fitness', before=die, nth=max(1, n//4)),
-    'judging: weights': lambda n: wrap(train, 'save_weights', after=die, nth=max(1, n//4)),
-    'judging: before its row': lambda n: wrap(train, 'add', before=die, nth=n),
-    'step: half the weights are new': lambda n: wrap(train.EMA, 'update', before=die, nth=n),
+    'judging': lambda n: wrap(training_train, 'fitness', before=die, nth=max(1, n//4)),
+    'judging: weights': lambda n: wrap(training_train, 'save_detector', after=die, nth=max(1, n//4)),
+    'judging: before its row': lambda n: wrap(training_train, '_log_row', before=die, nth=n),
+    'step: half the weights are new': lambda n: wrap(optim.EMA, 'update', before=die, nth=n),
     'step: in the backward pass': lambda n: wrap(torch.Tensor, 'backward', before=die, nth=4 + n),
-    'step: a row is written': lambda n: wrap(runs, 'add_row', after=die, nth=max(1, n//2)),
+    'step: a row is written': lambda n: wrap(runs, 'append_csv_row', after=die, nth=max(1, n//2)),
 }
 
 
@@ -72,7 +78,7 @@ def worker(n):
     "The loader's processes are killed while a batch is worked on, once; n=0: whenever there are any."
     def kill(*a, **kw):
         for p in multiprocessing.active_children(): os.kill(p.pid, signal.SIGKILL)
-    wrap(train, 'backward', before=kill, nth=n)
+    wrap(step, 'backward', before=kill, nth=n)
 
 
 def full(pattern, n):
@@ -95,11 +101,11 @@ def full(pattern, n):
         if hit(path): os.truncate(path, 100); no_space(path)
     builtins.open = io.open = guarded
     torch.save = save
-    real_write = images.write
+    real_write = images.write_image
     def write(path, rgb):
         if hit(path): no_space(path)
         return real_write(path, rgb)
-    images.write = write
+    images.write_image = write
 
 
 def oom(where, step):
@@ -114,12 +120,12 @@ def oom(where, step):
         t.detector.layers[2].conv.register_forward_hook(lambda *a: out('forward') if t is now[-1] else None)
         t.detector.layers[0].conv.weight.register_hook(lambda g: out('backward'))
         return t
-    real_begin = train.begin
-    train.begin = begun
+    real_begin = apps_train.init_training
+    apps_train.init_training = begun
     if step == -1:
         def fails(*a, **kw): raise error
-        stages.losses = fails
-    if where == 'step': wrap(train.EMA, 'update', before=lambda *a: out('step'), nth=0)
+        apps_train.forward_loss = fails
+    if where == 'step': wrap(optim.EMA, 'update', before=lambda *a: out('step'), nth=0)
     if where == 'judge':
         global judge
         real, calls = judge, [0]
@@ -134,9 +140,9 @@ def oom(where, step):
 
 def nan(where, step):
     "The loss is NaN at a step; 0: at all."
-    real = train.Loss.forward
+    real = loss.Loss.forward
     def forward(self, maps, targets): return real(self, [m*math.nan for m in maps], targets)
-    train.Loss.forward = forward
+    loss.Loss.forward = forward
 
 
 def image(how):
@@ -147,26 +153,26 @@ def image(how):
             path.with_suffix('.png.kept').write_bytes(path.read_bytes())
             if how == 'cut': os.truncate(path, 60)
             else: path.unlink()
-    wrap(stages, 'loader_of', before=damage)
+    wrap(apps_train, '_make_loader', before=damage)
 
 
 def told(sig, phase):
     "A signal in a phase."
     tell = lambda *a, **kw: (os.kill(os.getpid(), sig), time.sleep(.05))
-    if phase == 'preparing': wrap(stages.datasets, 'ensure', before=tell)
-    if phase == 'probing': wrap(stages, 'losses', before=tell, nth=2)
-    if phase == 'stepping': wrap(train.EMA, 'update', before=tell, nth=7)
+    if phase == 'preparing': wrap(apps_train.prepare, 'prepare_if_needed', before=tell)
+    if phase == 'probing': wrap(apps_train, 'forward_loss', before=tell, nth=2)
+    if phase == 'stepping': wrap(optim.EMA, 'update', before=tell, nth=7)
     if phase == 'saving': wrap(torch, 'save', after=tell, nth=5)
     if phase == 'judging': wrap(time, 'sleep', before=lambda s: s == .02 and os.kill(os.getpid(), sig), nth=0)
-    if phase == 'finishing': wrap(stages, 'curves', after=tell)
+    if phase == 'finishing': wrap(apps_train, 'plot_curves', after=tell)
 
 
 def orphan(n):
     "The parent goes away."
-    wrap(train.EMA, 'update', before=lambda *a: (setattr(os, 'getppid', lambda: 1), time.sleep(.5)), nth=n)
+    wrap(optim.EMA, 'update', before=lambda *a: (setattr(os, 'getppid', lambda: 1), time.sleep(.5)), nth=n)
 
 
-def slow(): wrap(train.EMA, 'update', before=lambda *a: time.sleep(1), nth=0)
+def slow(): wrap(optim.EMA, 'update', before=lambda *a: time.sleep(1), nth=0)
 
 
 FAULTS = dict(worker=worker, full=full, oom=oom, nan=nan, image=image, signal=told, orphan=orphan, slow=slow)
@@ -179,11 +185,15 @@ def live(root, config, log, faults=(), every=.0, cache=True):
     for k in (1, 2): os.dup2(fd, k)
     os.environ |= dict(YOLOKIT_ROOT=str(root), OMP_NUM_THREADS='1')
     torch.set_num_threads(1)
-    stages.fit = functools.partial(train.fit, save_every=every)
-    if not cache: stages.available = lambda: 0
+    real = apps_train.fit
+    def fit(run, t, loader, evaluate=None, stop=None, options=training_train.FitOptions()):
+        return real(run, t, loader, evaluate, stop, replace(options, save_every=every))
+    apps_train.fit = fit
+    if not cache: apps_train.available_memory = lambda: 0
     for what, *args in faults: {**PLACES, **FAULTS}[what](*args)
     code = 0
-    try: stages.stage(Config(**config), evaluate=judge, finish=finish)
+    apps_train.make_validator, apps_train.finish_run = judge, finish
+    try: apps_train.train(TrainConfig(**config))
     except BaseException:
         traceback.print_exc()
         code = 1
@@ -211,9 +221,10 @@ def end(root, name):
     folder = Path(root)/'runs'/name
     info = json.loads((folder/'run.json').read_text())
     assert info['state'] == 'finished', info
-    state = runs.load_checkpoint(folder/'checkpoint')
+    state = runs.load_run_checkpoint(folder/'checkpoint')
     files = [(folder/f).read_text() for f in ('steps.csv', 'metrics.csv')]
-    return runs.content([state, files, [state_hash(weights.load_checkpoint(folder/f'weights/{k}.pt')) for k in ('last', 'best')]])
+    return runs.checkpoint_digest([state, files, [state_hash(checkpoints.load_checkpoint(folder/f'weights/{k}.pt'))
+                                                  for k in ('last', 'best')]])
 
 
 def gone(group, seconds=10.):

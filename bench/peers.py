@@ -1,0 +1,254 @@
+"""Side by side with YOLOv5: a training step and a loader, each side in a process of its own, taking turns in one run.
+
+    python bench/peers.py ~/yolov5-v6.1 --python ~/venv-with-pandas/bin/python [--only step|loader] [--turns 7]
+
+The checkout (v6.1 or master) is the reader's own; nothing of it is here. Figures are CPU time, medians; one thread
+each.
+"""
+import argparse, json, os, shutil, statistics, subprocess, sys, tempfile, time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+HERE, SIZE, BATCH, BOXES = Path(__file__).resolve().parents[1], 320, 16, 8
+NEAR = 128                                             # see 25_loader
+
+
+# What both sides get
+
+def batch():
+    "Sixteen images of noise, eight boxes each."
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (BATCH, 3, SIZE, SIZE), np.uint8)
+    boxes = [rng.integers(0, 80, (BATCH, BOXES)), *(rng.uniform(.1*SIZE, .9*SIZE, (BATCH, BOXES)) for _ in 'xy'),
+             *(rng.uniform(.05*SIZE, .4*SIZE, (BATCH, BOXES)) for _ in 'wh')]
+    return x, np.stack(boxes, -1).astype(np.float32)
+
+def folder(where, n=1024):                             # many more than a worker of ours would hold
+    "JPEGs of 640×480, quality 90, four boxes each, laid out as YOLOv5 wants them."
+    import cv2
+    rng = np.random.default_rng(1)
+    for d in ('images', 'labels'): (where/d).mkdir(parents=True)
+    for k in range(n):
+        rough = [cv2.resize(rng.integers(0, 256, (480 >> s, 640 >> s, 3), np.uint8), (640, 480),
+                            interpolation=cv2.INTER_CUBIC) for s in (6, 4, 2)]
+        im = (rough[0]*.6 + rough[1]*.25 + rough[2]*.15).astype(np.uint8)
+        rows = []
+        for _ in range(4):
+            w, h = rng.uniform(.1, .4, 2)
+            x, y = rng.uniform(w/2, 1 - w/2), rng.uniform(h/2, 1 - h/2)
+            cv2.rectangle(im, (int((x - w/2)*640), int((y - h/2)*480)), (int((x + w/2)*640), int((y + h/2)*480)),
+                          rng.integers(0, 256, 3).tolist(), -1)
+            rows.append(f'{rng.integers(80)} {x:.6f} {y:.6f} {w:.6f} {h:.6f}')
+        cv2.imwrite(str(where/f'images/{k:03d}.jpg'), im, [cv2.IMWRITE_JPEG_QUALITY, 90])
+        (where/f'labels/{k:03d}.txt').write_text('\n'.join(rows) + '\n')
+
+
+# Theirs, from their own modules
+
+def open_peer(path):
+    "Make a checkout of 2022 run on today's numpy and torch."
+    import torch
+    sys.path.insert(0, path)
+    np.int, clamp = int, torch.Tensor.clamp_
+    # v6.1 gives a float bound to a whole number
+    torch.Tensor.clamp_ = lambda s, *a, **k: clamp(
+        s, *(int(v) if not s.is_floating_point() and isinstance(v, torch.Tensor) else v for v in a), **k)
+    import yaml
+    return yaml.safe_load((Path(path)/'data/hyps/hyp.scratch-low.yaml').read_text())
+
+def theirs_step(path, amp, ema):
+    "train.py's step: their model, their loss, their three groups in SGD, their average."
+    import torch
+    from contextlib import nullcontext
+    from torch import nn
+    hyp = open_peer(path)
+    from models.yolo import Model
+    from utils.loss import ComputeLoss
+    from utils.torch_utils import ModelEMA
+    torch.manual_seed(0)
+    m, (x, t) = Model(f'{path}/models/yolov5n.yaml', ch=3, nc=80).train(), map(torch.from_numpy, batch())
+    m.hyp, m.nc = hyp | dict(label_smoothing=0., obj=hyp['obj']*(SIZE/640)**2), 80
+    g = [[], [], []]
+    for v in m.modules():
+        if isinstance(getattr(v, 'bias', None), nn.Parameter): g[2].append(v.bias)
+        if isinstance(v, nn.BatchNorm2d): g[0].append(v.weight)
+        elif isinstance(getattr(v, 'weight', None), nn.Parameter): g[1].append(v.weight)
+    opt = torch.optim.SGD(g[0], lr=1e-4, momentum=.937, nesterov=True)
+    opt.add_param_group(dict(params=g[1], weight_decay=5e-4))
+    opt.add_param_group(dict(params=g[2]))
+    loss, average = ComputeLoss(m), ModelEMA(m) if ema else None
+    flat = torch.cat([torch.arange(BATCH).repeat_interleave(BOXES)[:, None], t.reshape(-1, 5)[:, :1],
+                      t.reshape(-1, 5)[:, 1:]/SIZE], 1)
+    def go():
+        imgs = x.float()/255
+        with torch.autocast('cpu', torch.bfloat16) if amp == 'bf16' else nullcontext():
+            total, items = loss(m(imgs), flat)
+        total.backward()
+        opt.step()
+        opt.zero_grad()
+        if average: average.update(m)
+        return items.tolist()
+    return go
+
+def theirs_loader(path, data):
+    hyp = open_peer(path)
+    try: from utils.dataloaders import create_dataloader
+    except ImportError: from utils.datasets import create_dataloader
+    return create_dataloader(f'{data}/images', 640, BATCH, 32, hyp=hyp, augment=True, workers=1, shuffle=True)[0]
+
+
+# Ours, as `fit` does it
+
+def ours_step(amp, ema, in_machine_code=False):
+    import torch
+    from yolokit.network.zoo import build
+    from yolokit.training import compile, recipes, step
+    from yolokit.data import loader
+    from yolokit.data.loader import pad_targets
+    from yolokit.network import model
+    x, t = batch()
+    xyxy = np.concatenate([t[..., :1], t[..., 1:3] - t[..., 3:]/2, t[..., 1:3] + t[..., 3:]/2], -1)
+    d = model.Detector(build('yolov5n').with_size(SIZE, SIZE))
+    tr = step.init_training(d, recipes.Recipe(bs=BATCH, lr0=1e-4), amp=amp)
+    b = loader.Batch(torch.from_numpy(x).to(memory_format=torch.channels_last),
+                     torch.stack([torch.from_numpy(pad_targets(v, 4*BOXES)) for v in xyxy]), torch.arange(BATCH),
+                     ['']*BATCH, [])
+    params, kept = list(d.parameters()), step.BufferSnapshot(d)
+    if in_machine_code:
+        # for as long as this side lives
+        tr.open = compile.fuse_batchnorm(d, compile.find_compiler(torch.device('cpu')))
+        tr.open.__enter__()
+    def go():
+        kept.keep()
+        tr.optimizer.zero_grad()
+        parts = step.backward(tr, b)
+        norm = torch.nn.utils.clip_grad_norm_(params, 10.)
+        got = torch.stack([*parts.values(), norm]).tolist()
+        tr.optimizer.step()
+        if ema: tr.ema.update(d)
+        return got
+    return go
+
+def ours_loader(data, near):
+    from yolokit.data.formats import read
+    from yolokit.data import loader
+    from yolokit.training.recipes import AUGMENT_LOW
+    return loader.Loader(read(data, 'yolo'), (640, 640), BATCH, 0, replace(AUGMENT_LOW, near=near), workers=1, cache='')
+
+
+# A side: says when it is ready, then a number for every line it gets
+
+def cpu(pid): # seconds
+    v = (Path('/proc')/str(pid)/'stat').read_text().rsplit(')', 1)[1].split()
+    return (int(v[11]) + int(v[12]))/os.sysconf('SC_CLK_TCK')
+
+def children():
+    return [int(p) for f in (Path('/proc')/str(os.getpid())/'task').glob('*/children') for p in f.read_text().split()]
+
+def side(a):
+    import torch
+    torch.set_num_threads(1)
+    out, sys.stdout = sys.stdout, sys.stderr
+    if a.side == 'step':
+        go = theirs_step(a.yolov5, a.amp, a.ema) if a.who == 'theirs' else ours_step(a.amp, a.ema, a.compiled)
+        for _ in range(2): go()
+        def turn():
+            began = time.process_time()
+            go()
+            return 1e3*(time.process_time() - began)/BATCH
+    else:
+        loader = theirs_loader(a.yolov5, a.data) if a.who == 'theirs' else ours_loader(a.data, a.near)
+        def endless():
+            for e in range(10**6): yield from iter(loader) if a.who == 'theirs' else loader.epoch(e)
+        stream = endless()
+        # two hundred and fifty-six images: pages are there, and what is held is held
+        for _ in range(16): next(stream)
+        def turn(n=16):
+            workers = children()
+            before = sum(map(cpu, workers)), time.process_time()
+            for _ in range(n): next(stream)
+            # what was drawn ahead waits at the beginning as it does at the end
+            return [1e3*(sum(map(cpu, workers)) - before[0])/(n*BATCH), 1e3*(time.process_time() - before[1])/(n*BATCH)]
+    print('ready', file=out, flush=True)
+    for _ in sys.stdin: print(json.dumps(turn()), file=out, flush=True)
+    os._exit(0)                                        # workers go with it
+
+class Side:
+    def __init__(self, a, who, **kw):
+        args = [sys.executable if who == 'ours' else a.python, __file__, a.yolov5, '--who', who,
+                *(f'--{k}={v}' for k, v in kw.items())]
+        env = os.environ | dict(OMP_NUM_THREADS='1', YOLOV5_CONFIG_DIR=a.config, YOLO_CONFIG_DIR=a.config,
+                                CUDA_VISIBLE_DEVICES='', GIT_PYTHON_REFRESH='quiet',
+                                PYTHONPATH=str(HERE) if who == 'ours' else '')
+        self.p = subprocess.Popen(args, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None
+                                  if a.loud else subprocess.DEVNULL, env=env, text=True)
+    def line(self):
+        while s := self.p.stdout.readline():
+            if s.startswith('ready') or s[0] in '[0123456789': return s
+        raise SystemExit('a side ended before its turn: run again with --loud')
+    def turn(self):
+        print(file=self.p.stdin, flush=True)
+        return json.loads(self.line())
+
+def race(a, **sides): # name: Side -> name: list of what its turns took
+    try:
+        for s in sides.values(): s.line()
+        got = {k: [] for k in sides}
+        for _ in range(a.turns):
+            for k, s in sides.items(): got[k].append(s.turn())
+        return got
+    finally:
+        for s in sides.values(): s.p.stdin.close(); s.p.terminate(); s.p.wait()
+
+def main(a):
+    (Path(a.yolov5)/'train.py').exists() or sys.exit(f'{a.yolov5}: no checkout of YOLOv5 '
+                                                     f'(github.com/ultralytics/yolov5, v6.1 or master)')
+    machine = next((l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')), '')
+    print(f'{machine}, {os.cpu_count()} cores; {Path(a.yolov5).name}; one thread, CPU time, medians of {a.turns} turns')
+    with tempfile.TemporaryDirectory() as tmp:
+        a.config = tmp
+        for p in (Path(tmp), Path(tmp)/'Ultralytics'):         # a font that it would download
+            p.mkdir(exist_ok=True)
+            import matplotlib
+            shutil.copy(Path(matplotlib.get_data_path())/'fonts/ttf/DejaVuSans.ttf', p/'Arial.ttf')
+        if a.only != 'loader':
+            kinds = [(who, amp, e, c) for e in ((1, 0) if a.without_ema
+                                                else (1,)) for who, c in (('theirs', 0), ('ours', 0),
+                                                                          ('ours', 1)) for amp in ('off', 'bf16')]
+            got = race(a, **{f'{w} {m}' + ' compiled'*c
+                             + ' without EMA'*(not e): Side(a, w, side='step', amp=m, ema=e,
+                                                            compiled=c) for w, m, e, c in kinds})
+            med = {k: statistics.median(v) for k, v in got.items()}
+            for k, v in med.items():
+                print(f'step, yolov5n {SIZE}, batch {BATCH}: {k:<24} {v:6.1f} ms an image ({min(got[k]):.1f} to '
+                      f'{max(got[k]):.1f})')
+            for e in {k[len('ours bf16'):]: 0 for k in med if k.startswith('ours bf16')}:
+                them = e.replace(' compiled', '')
+                print(f'ours / theirs{e}: float32 {med["ours off" + e]/med["theirs off" + them]:.3f}   bf16 '
+                      f'{med["ours bf16" + e]/med["theirs bf16" + them]:.3f}   our bf16 / their float32 '
+                      f'{med["ours bf16" + e]/med["theirs off" + them]:.3f}')
+        if a.only != 'step':
+            folder(data := Path(tmp)/'data')
+            got = race(a, theirs=Side(a, 'theirs', side='loader', data=data),
+                       **{f'ours, near={n}': Side(a, 'ours', side='loader', data=data, near=n) for n in (0, NEAR)})
+            med = {k: [statistics.median(c) for c in zip(*v)] for k, v in got.items()}
+            for k, (w, m) in med.items():
+                print(f'loader, mosaic 640 from JPEG: {k:<14} worker {w:6.2f} ms an image = {1e3/w:.0f} images a '
+                      f'second; the process that takes them {m:.2f} ms')
+            print('ours / theirs, images a second: ' + ', '.join(f'{med["theirs"][0]/w:.2f} with {k[6:]}'
+                                                                 for k, (w, _) in med.items() if k != 'theirs'))
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('yolov5')
+    p.add_argument('--python', default=sys.executable, help='with what YOLOv5 needs: pandas, seaborn, requests, psutil')
+    p.add_argument('--only', choices=['step', 'loader'])
+    p.add_argument('--turns', type=int, default=7)
+    p.add_argument('--without-ema', action='store_true', help='both sides also without their averages')
+    p.add_argument('--loud', action='store_true', help='show what the sides write')
+    for k in ('who', 'side', 'amp', 'data'): p.add_argument(f'--{k}', help=argparse.SUPPRESS)
+    for k in ('ema', 'near', 'compiled'): p.add_argument(f'--{k}', type=int, help=argparse.SUPPRESS)
+    a = p.parse_args()
+    side(a) if a.side else main(a)

@@ -1,0 +1,111 @@
+"The recipes of the challenges, number by number, restated here from what their authors wrote."
+import pytest
+from yolokit.network import zoo
+from yolokit.training.recipes import (RECIPES, accumulation, batches_done, compat_flags, lr_and_momentum,
+                                      multiscale_sizes, total_steps, TrainError)
+
+# names as the originals have them -> where the number is here
+HYPS = dict(lr0='lr0', lrf='lrf', momentum='momentum', weight_decay='weight_decay', warmup_epochs='warmup',
+            warmup_momentum='warmup_momentum', warmup_bias_lr='warmup_bias_lr',
+            box='gains.box', cls='gains.cls', cls_pw='gains.cls_pw', obj='gains.obj', obj_pw='gains.obj_pw',
+            anchor_t='gains.anchor_t',
+            **{k: f'augment.{k}' for k in 'hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr '
+                                          'mosaic mixup copy_paste'.split()})
+# focal loss (gamma 0) and iou_t, which that loss never reads, have no place here
+AGC = dict(lr0=.01, lrf=.2, momentum=.937, weight_decay=.0005, warmup_epochs=3, warmup_momentum=.8, warmup_bias_lr=.1,
+           box=.05, cls=.5, cls_pw=1, obj=1, obj_pw=1, anchor_t=4,
+           hsv_h=.015, hsv_s=.7, hsv_v=.4, degrees=0, translate=.5, scale=.5, shear=0, perspective=0, flipud=0,
+           fliplr=.5, mosaic=1, mixup=0, copy_paste=0)
+LOW = AGC | dict(lrf=.01, translate=.1)
+MED = LOW | dict(lrf=.1, cls=.3, obj=.7, scale=.9, mixup=.1)
+VOC = LOW | dict(lr0=.0032, lrf=.12, momentum=.843, weight_decay=.00036, warmup_epochs=2, warmup_momentum=.5,
+                 warmup_bias_lr=.05, box=.0296, cls=.243, cls_pw=.631,
+                 obj=.301, obj_pw=.911, anchor_t=2.91, hsv_h=0, hsv_s=0, hsv_v=.4, scale=.9, mixup=0)
+WHOLE = {'agc2021-scratch': AGC, 'agc2021-finetune': AGC | dict(scale=.8, mixup=.2), 'parking-baseline': LOW,
+         'parking-finetune': VOC, 'v5-low': LOW, 'v5-med': MED, 'v5-high': MED | dict(copy_paste=.1)}
+REST = {'agc2021-scratch': dict(schedule='cosine', alias='agc2021', epochs=300, nominal=64),
+        'agc2021-finetune': dict(schedule='cosine', alias='agc2021', epochs=150, nominal=64),
+        'parking-baseline': dict(epochs=50, parts=15, bs=2, nominal=64, image_weights=True, schedule='linear',
+                                 stairs=True, warmup_floor=100, ema=.9999, ema_tau=2000, optimizer='sgd'),
+        'parking-finetune': dict(epochs=15, parts=15, bs=2, nominal=64, image_weights=False, schedule='linear',
+                                 stairs=True, warmup_floor=100, ema=.9999, ema_tau=2000, optimizer='sgd'),
+        'v5-low': dict(nominal=64, warmup_floor=1000, stairs=True), 'v5-med': dict(nominal=64, warmup_floor=1000),
+        'amp': dict(schedule='restarts', stairs=False)}
+
+
+def value(recipe, path):
+    for k in path.split('.'): recipe = getattr(recipe, k)
+    return recipe
+
+
+@pytest.mark.parametrize('name', WHOLE)
+def test_every_hyperparameter(name):
+    assert {k: value(RECIPES[name], HYPS[k]) for k in HYPS} == pytest.approx(WHOLE[name])
+    assert WHOLE[name].keys() == HYPS.keys()
+
+
+@pytest.mark.parametrize('name', REST)
+def test_the_rest(name): assert {k: getattr(RECIPES[name], k) for k in REST[name]} == REST[name]
+
+
+def test_lineages():
+    assert {k: r.gains.lineage for k, r in RECIPES.items() if r.gains.lineage != 'v5'} == {'agc2021-scratch': 'yolor',
+                                                                                           'agc2021-finetune': 'yolor'}
+
+
+def test_darknet_against_its_cfg():
+    "The recipe's rates are Darknet's at every turn, and its numbers those of yolov4.cfg."
+    net, r = zoo.load_cfg('yolov4', 80).net, RECIPES['darknet-yolov4']
+    number = lambda k: float(net[k])
+    assert (r.steps, r.nominal, r.lr0, r.momentum,
+            r.weight_decay) == tuple(number(k) for k in ('max_batches', 'batch', 'learning_rate', 'momentum', 'decay'))
+    assert (1 + r.augment.hsv_s, 1 + r.augment.hsv_v, r.augment.hsv_h, r.augment.degrees,
+            r.augment.mosaic) == tuple(number(k) for k in ('saturation', 'exposure', 'hue', 'angle', 'mosaic'))
+    assert r.warmup_floor/accumulation(r) == number('burn_in') and r.optimizer == 'heavy' and not r.clip
+    turns, scales = ([float(v) for v in net[k].split(',')] for k in ('steps', 'scales'))
+    for i in (0, 1, 500, 999, 1000, 200_000, *(int(t) + d for t in turns for d in (-1, 0, 1)), 500_499):
+        want = number('learning_rate')*((i/number('burn_in'))**4 if i < number('burn_in') else 1)
+        for t, s in zip(turns, scales): want *= s if i >= t else 1
+        assert lr_and_momentum(r, i, 14786)[0] == pytest.approx(dict.fromkeys(('bias', 'weight', 'norm'), want),
+                                                                rel=1e-9), i
+
+
+def test_every_recipe_says_what_it_is():
+    own = ('baseline', 'finetune', 'scratch', 'transfer', 'amp')
+    for name, r in RECIPES.items():
+        assert r.note and r.source and not compat_flags(r), name
+        assert name in own or 'Cost: ' in r.note and 'Not run here' in r.note, name
+
+
+def simulated(nb, epochs, bs, nominal, warm):
+    "YOLOv5's loop as recipes.md tells it: batches that count in each step."
+    steps, held, last = [], [], -1
+    for epoch in range(epochs):
+        held = []                                       # zero_grad at the epoch's start
+        for i in range(nb):
+            ni = i + nb*epoch
+            enough = max(1, round(1 + (nominal/bs - 1)*ni/warm)) if ni <= warm else max(round(nominal/bs), 1)
+            held.append(ni)
+            if ni - last >= enough: steps.append(held); held, last = [], ni
+    return steps
+
+
+@pytest.mark.parametrize('nb, bs, warm', [(7, 16, 20), (10, 24, 13), (13, 2, 100), (3, 16, 5), (9, 64, 6)])
+def test_ramp_and_dropped_sums_are_those_of_the_original_loop(nb, bs, warm):
+    from dataclasses import replace
+    from yolokit.training.recipes import batches_of_step
+    r = replace(RECIPES['parking-baseline'], bs=bs, warmup=0, warmup_floor=warm, epochs=12,
+                compat='ramp, drop-accumulation')
+    want = simulated(nb, 12, bs, 64, warm)
+    assert [list(range(*batches_of_step(r, s, nb)[1:])) for s in range(len(want))] == want
+    assert total_steps(r, nb) in (len(want), len(want) + 1) and batches_done(r, total_steps(r, nb), nb) >= 12*nb
+
+
+def test_shapes_are_few_and_fit():
+    from dataclasses import replace
+    r = replace(RECIPES['v5-low'], scales=(.5, .75, 1., 1.25, 1.5))
+    for stride, size in ((32, (640, 640)), (64, (1280, 1280)), (32, (416, 256))):
+        got = multiscale_sizes(r, size, stride)
+        assert size in got and len(got) <= 6 and all(v % stride == 0 for s in got for v in s)
+    with pytest.raises(TrainError, match='6 at most'):
+        multiscale_sizes(replace(r, scales=tuple(k/10 for k in range(5, 16))), (1280, 1280), 64)
