@@ -162,7 +162,7 @@ def test_corrupt_is_seeded_and_the_key_is_true():
     untouched = np.setdiff1d(np.arange(len(base)), [e['box'] for e in k])
     assert np.array_equal(a.xyxy[untouched], base.xyxy[untouched])
     assert len(set(a.boxes['id'])) == len(a)
-    with pytest.raises(ValueError, match='no such kinds'):
+    with pytest.raises(faults._FaultError, match='no such kinds'):
         faults.plant_box_faults(base, .1, 0, ('upside-down',))
 
 

@@ -92,6 +92,9 @@ def _with_twins(table: Table,
     return dataclasses.replace(table, boxes=boxes).with_xyxy(xyxy)
 
 # %% ../../nbs/data/21_faults.ipynb #318ed23e
+class _FaultError(ValueError):
+    "Faults that cannot be planted."
+
 def plant_box_faults(table: Table, # clean boxes
                      share: float = .05, # of the boxes, 0..1
                      seed: int = 0,
@@ -100,7 +103,7 @@ def plant_box_faults(table: Table, # clean boxes
     "Plant annotation faults, and say which; ValueError names a kind that does not exist."
     # in the key: box is a row of the new table, clean_box one of the clean table; clean and planted are (4,) px
     if odd := set(kinds) - set(BOX_FAULT_KINDS):
-        raise ValueError(f'corrupt: no such kinds {sorted(odd)}; there are {BOX_FAULT_KINDS}')
+        raise _FaultError(f'corrupt: no such kinds {sorted(odd)}; there are {BOX_FAULT_KINDS}')
     g, xyxy = rng(seed, stream=13), table.xyxy
     wh = np.stack([table.images['width'], table.images['height']], 1)[table.boxes['image']].astype(float)
     wh[wh <= 0] = np.inf
