@@ -9,6 +9,7 @@ import torch
 
 from yolokit.network import zoo
 from yolokit.network.cfg import HEADS, Cfg, CfgError
+from yolokit.network.layers import SE
 from yolokit.network.model import Detector, state_hash
 from yolokit.network.weights import read_weights, write_weights
 from yolokit.network.checkpoints import from_checkpoint, to_checkpoint
@@ -16,8 +17,8 @@ from yolokit.data.loader import Batch
 from yolokit.training.loss import Loss
 from yolokit.export.onnx_graph import build_onnx
 from yolokit.export.bundles import onnx_session, relative, _roundtrip, smooth_noise
-from yolokit.compression.channel_groups import (Block, blocks, mask_channels, random_mask, remove_channels, shrink_cfg,
-                                                trace_channels, without_blocks)
+from yolokit.compression.channel_groups import (Block, blocks, remove_channels, shrink_cfg, trace_channels,
+                                                without_blocks, _validate_mask)
 from yolokit.compression.prune import (channel_means, network_cost, prune, PruneError, recalibrate, Sparsity,
                                        weight_scores)
 from test_corpus import dirty
@@ -49,6 +50,26 @@ def lively(cfg, seed=0):
             m.momentum = 1; m.weight.uniform_(.5, 1.5, generator=g); m.bias.normal_(.3, .5, generator=g)
     d.train()(smooth_noise(2, cfg.net.int('channels', 3), *d.size[::-1], seed))
     return d.eval()
+
+
+@torch.no_grad()
+def mask_channels(detector, c, keep):
+    "What remove_channels has to equal: the whole network, with zeros where the units are to leave."
+    d, keep = copy.deepcopy(detector), _validate_mask(c, keep)
+    for m, out in zip(d.layers, c.outs):
+        if keep[out].all(): continue
+        if isinstance(m, SE):
+            r = m.squeeze.in_features//m.squeeze.out_features
+            m.excite.weight[:, torch.from_numpy(~keep[out[:len(out)//r*r:r]])] = 0
+        mask = torch.from_numpy(keep[out]).view(-1, 1, 1)
+        m.register_forward_hook(lambda m, x, y, mask=mask: y*mask.to(y))
+    return d
+
+
+def random_mask(c, share, seed=0):
+    g, keep = np.random.default_rng(seed), np.ones(len(c.locked), bool)
+    for x in c.groups: keep[g.permutation(x.units)[max(1, round(share*len(x.units))):]] = False
+    return keep
 
 
 def mask_of(d, c, share, how, seed=0):

@@ -77,18 +77,6 @@ def _is_pareto(x: np.ndarray, # (n, k), larger is better
     as_good, better = (x[:, None] >= x[None]).all(-1), (x[:, None] > x[None]).any(-1)  # [i, j]: i against j
     return ~(as_good & better).any(0)
 
-def _hypervolume(x: np.ndarray, # (n, 2), larger is better
-                 corner=(0., 0.), # of the worst that counts
-                ) -> float:
-    "The area that points dominate, above and to the right of a corner."
-    x = np.asarray(x, float)
-    x = x[(x > corner).all(1)]
-    area, reached = 0., corner[1]
-    for a, b in x[np.lexsort((-x[:, 1], -x[:, 0]))]:  # from the right
-        area += (a - corner[0])*max(0., b - reached)
-        reached = max(reached, b)
-    return area
-
 # %% ../../nbs/compression/68_pareto.ipynb #ebcaca89
 _COSTS = dict(params=('parameters, M', 1e-6), macs=('MACs, G', 1e-9), mb=('file, MB', 1.), ms=('ms an image', 1.))
 

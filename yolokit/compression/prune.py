@@ -50,13 +50,13 @@ _WEIGHT_CRITERIA = ('bn', 'l1', 'l2', 'median')
 CRITERIA = (*_WEIGHT_CRITERIA, 'taylor')
 
 def _unit_mean(c: Channels, found: dict, # layer → (C,) of its channels
-               how=np.mean) -> np.ndarray: # (units,)
+              ) -> np.ndarray: # (units,)
     "Channels' numbers to their units'; 0 where there is none."
     total, count = np.zeros(len(c.locked)), np.zeros(len(c.locked))
     for i, s in found.items():
         np.add.at(total, c.outs[i], np.asarray(s.double().cpu()))
         np.add.at(count, c.outs[i], 1)
-    return total/np.maximum(count, 1) if how is np.mean else total
+    return total/np.maximum(count, 1)
 
 def weight_scores(detector: Detector,
                   c: Channels, # its channels
@@ -103,41 +103,17 @@ def _gate_gradients(detector: Detector, c: Channels,
 # %% ../../nbs/compression/63_prune.ipynb #eebb6226
 def _taylor_scores(detector: Detector, c: Channels,
                    batches, # of loader.Batch
-                   gains=None, # LossGains
                    values=None, # of `channel_means`
                   ) -> np.ndarray: # (units,)
     "Mean square of each unit's gate gradient over the pictures (Molchanov et al. 2019)."
     d, total, n = copy.deepcopy(detector).eval(), np.zeros(len(c.locked)), 0
-    loss, p = Loss(d, gains) if gains else Loss(d), next(d.parameters())
+    loss, p = Loss(d), next(d.parameters())
     for b in batches:
         d.zero_grad(set_to_none=True)
         g = _gate_gradients(d, c, b.images.to(p)/255, b.targets.to(p.device), loss, values)
         total, n = total + np.square(g).sum(0), n + len(g)
     if not n: raise PruneError('by="taylor" needs batches with boxes, none came')
     return total/n
-
-# %% ../../nbs/compression/63_prune.ipynb #4983de37
-def _block_scores(detector: Detector,
-                  score: dict | None = None, # layer → (C,); None: BatchNorm's scales, or L1 without BatchNorm
-                 ) -> list: # of (Block, float), the least first
-    "Residual blocks by what they add."
-    m, out = _prunable_layers(detector), []
-    for b in blocks(detector.cfg):
-        last = next((i for i in reversed(b.layers) if i in m), None)
-        if last is None: continue
-        if score: s = score[last]
-        elif m[last].bn is not None: s = m[last].bn.weight.detach().abs()
-        else: s = _filter_rows(m[last]).abs().mean(1)
-        out.append((b, float(s.mean())))
-    return sorted(out, key=lambda x: x[1])
-
-def _drop_blocks(detector: Detector, n: int, # the n of least worth
-                 score: dict | None = None) -> Detector:
-    "A detector without its least residual blocks."
-    ranked = _block_scores(detector, score)
-    if n > len(ranked):
-        raise PruneError(f'{detector.cfg.file}: {n} blocks are to go, but only {len(ranked)} can be left out')
-    return without_blocks(detector, [b for b, _ in ranked[:n]])
 
 # %% ../../nbs/compression/63_prune.ipynb #b88f6940
 def _allowed_widths(g, multiple: int = 8, least: int = 8) -> np.ndarray: # units, rising; the last: all
@@ -315,10 +291,9 @@ def allocate(c: Channels, score, # (units,)
     return _keep_best(c, score, more if fits(more) else counts)
 
 # %% ../../nbs/compression/63_prune.ipynb #f126a359
-def _unit_scores(detector: Detector, c: Channels, by: str, batches=None, gains=None,
-                 values=None) -> np.ndarray: # (units,)
+def _unit_scores(detector: Detector, c: Channels, by: str, batches=None, values=None) -> np.ndarray: # (units,)
     "Worth of every unit by one of bn, l1, l2, median, taylor."
-    if by == 'taylor': return _taylor_scores(detector, c, batches or [], gains, values)
+    if by == 'taylor': return _taylor_scores(detector, c, batches or [], values)
     if by not in _WEIGHT_CRITERIA: raise PruneError(f'by={by!r}: one of {", ".join(CRITERIA)}')
     return weight_scores(detector, c, by)
 
@@ -341,19 +316,6 @@ def prune(detector: Detector, # left as it is
     keep = allocate(c, _unit_scores(detector, c, by, batches, values=values), budget*whole, of, how, multiple, least,
                     price)
     return remove_channels(detector, c, keep, values)
-
-# %% ../../nbs/compression/63_prune.ipynb #0e19b1b5
-def _draw_widths(before: Cfg, after: Cfg, ax=None):
-    "Filters of every convolution, before and after."
-    import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(7, 2.2), dpi=80)[1]
-    a, b = [[l.shape[0] for l in x.plan() if l.type in PRODUCERS] for x in (before, after)]
-    ax.bar(range(len(a)), a, color='#d5dbe4', label='before')
-    ax.bar(range(len(b)), b, color='#4c78a8', label='after')
-    ax.set(xlabel='convolution', ylabel='filters')
-    ax.legend(frameon=False, fontsize=8)
-    ax.spines[['top', 'right']].set_visible(False)
-    return ax
 
 # %% ../../nbs/compression/63_prune.ipynb #21bcbe8d
 @torch.no_grad()
@@ -489,49 +451,3 @@ def latency(c: Channels,
             known[key] = _interpolate_cost(z[0], z[1], np.array(z[2]))
         out[l.index] = known[key]
     return out
-
-# %% ../../nbs/compression/63_prune.ipynb #dd5e999e
-def _budget_schedule(budget: float, n: int) -> list: # n shares, falling, the last is the budget
-    "Equal factors from 1 to the budget."
-    if not (0 < budget < 1 and n >= 1):
-        raise PruneError(f'rounds({budget}, {n}): a share between 0 and 1, in at least one round')
-    return [budget**(i/n) for i in range(1, n + 1)]
-
-# %% ../../nbs/compression/63_prune.ipynb #70d585c5
-@torch.no_grad()
-def _mean_loss(detector: Detector, batches) -> float:
-    "The training loss of some batches, in eval mode."
-    d, p = detector.eval(), next(detector.parameters())
-    loss, found = Loss(d), []
-    for b in batches: found.append(float(loss(d(b.images.to(p)/255, logits=True), b.targets.to(p.device))[0])/len(b))
-    return float(np.mean(found))
-
-def _sensitivity(detector: Detector, batches: list, score=None, # (units,); None: L1
-                 shares=(.75, .5, .25), judge=_mean_loss, # (detector, batches) → number
-                ) -> np.ndarray: # (groups, shares)
-    "The number that judge gives when one group alone is cut to a share of its units."
-    d, c = copy.deepcopy(detector).eval(), trace_channels(detector.cfg)
-    score = weight_scores(d, c) if score is None else score
-    full = [len(g.units) for g in c.groups]
-    def at(k, s):
-        counts = [max(1, round(s*n)) if i == k else n for i, n in enumerate(full)]
-        return judge(remove_channels(d, c, _keep_best(c, score, counts)), batches)
-    return np.array([[at(k, s) for s in shares] for k in range(len(full))])
-
-# %% ../../nbs/compression/63_prune.ipynb #1fec0d21
-def _draw_sensitivity(c: Channels,
-                      found: np.ndarray, # (groups, shares) of `_sensitivity`
-                      shares,
-                      whole: float, # the whole network's number
-                      ax=None): # -> Axes
-    "Groups from left to right, darker where cutting them changes more."
-    import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(min(11, 2 + .3*len(c.groups)), 2.2), dpi=80)[1]
-    im = ax.imshow((found - whole).T, cmap='magma_r', aspect='auto')
-    first = [min(i for i in g.layers if c.plan[i].type in PRODUCERS) for g in c.groups]
-    ax.set_xticks(range(len(first)), [f'{i}{"…" if len(c.groups[k].layers) > 2 else ""}' for k, i in enumerate(first)],
-                  fontsize=7, rotation=90)
-    ax.set_yticks(range(len(shares)), [f'{s:.0%}' for s in shares], fontsize=8)
-    ax.set(xlabel='first layer of the group', ylabel='kept')
-    plt.colorbar(im, ax=ax, pad=.01).set_label('change', fontsize=8)
-    return ax
