@@ -22,7 +22,7 @@ from .adapters import (JSON_SPACE, AnnotationFile, apply_edits, find_path, json_
                                    rewrite_source)
 from .layouts import (BUILTIN_ADAPTERS, coco_box, coco_boxes, coco_files, coco_images, coco_lists,
                                   file_contains, find_yolo_splits, labels_path, merge_categories, pair_with_labels,
-                                  path_exists, read_image_list, voc_splits, yolo_box, yolo_layout, yolo_row, yolo_rows)
+                                  read_image_list, voc_splits, yolo_box, yolo_layout, yolo_row, yolo_rows)
 
 # %% ../../nbs/data/18_formats.ipynb #627dd376
 def _header_size(path: str, # '' where there is no image file
@@ -288,14 +288,17 @@ def _save_text(s: AnnotationFile, text: str | None, # None: as it was
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as tmp: Path(tmp).write_bytes(s.bytes(text))
 
+def _is_at_home(t: Table, i: int, formats: tuple) -> bool:
+    "Whether image i is of a source of these formats, inside its folder, and still in its split."
+    s = t.images['source'][i] if 'source' in t.images else None
+    if s is None or s.format not in formats or s.file[:2] == '..': return False
+    return s.top.get('splits', {}).get(t.images['place'][i], s.split) == t.images['split'][i]
+
 def _write_by_source(t: Table, formats: tuple, write) -> list: # rows of the images that come from none
     "Call `write(source, rows)` for each source of these formats."
-    def fits(s, i): # a source of these formats, inside its folder, and the image still in its split
-        if s is None or s.format not in formats or s.file[:2] == '..': return False
-        return s.top.get('splits', {}).get(t.images['place'][i], s.split) == t.images['split'][i]
     groups, rest = {}, []
     for i, s in enumerate(t.images.get('source', [None]*t.n_images)):
-        if fits(s, i): groups.setdefault(id(s), (s, []))[1].append(i)
+        if _is_at_home(t, i, formats): groups.setdefault(id(s), (s, []))[1].append(i)
         else: rest.append(i)
     for s, rows in groups.values(): write(s, rows)
     if groups or not t.n_images:  # files that never had an image
@@ -306,7 +309,7 @@ def _write_by_source(t: Table, formats: tuple, write) -> list: # rows of the ima
 # %% ../../nbs/data/18_formats.ipynb #739e5196
 def _open_labels(label: Path, folder: Path, format: str, split: str) -> AnnotationFile:
     "A label file; an empty one where there is none."
-    if path_exists(label) and label.is_file(): return open_annotation(label, folder, format=format, split=split)
+    if os.path.isfile(label): return open_annotation(label, folder, format=format, split=split)
     rel = normalize_name(os.path.relpath(label, folder))
     return AnnotationFile(rel, '', format=format, split=split, root=str(folder.absolute()), top=dict(absent=True))
 
@@ -394,9 +397,7 @@ def _is_same_tree(t: Table, format: str) -> bool:
     of, papers = t.images.get('source', [None]*t.n_images), t.extra.get('papers', ())
     if t.extra.get('count') != t.n_images or t.extra.get('format') != format: return False
     if len(set(map(id, of))) < len(of): return False
-    for s, k, split in zip(of, t.images['place'], t.images['split']):
-        if s is None or s.format != format or s.file[:2] == '..': return False
-        if s.top.get('splits', {}).get(k, s.split) != split: return False
+    if not all(_is_at_home(t, i, (format,)) for i in range(t.n_images)): return False
     for p in papers:
         suffix = Path(p.file).suffix
         if p.file[:2] == '..': return False
@@ -423,9 +424,9 @@ def _dedupe_slots(rows: list) -> list: # (slot, text)
     seen = {-1}
     return [(-1 if k in seen else seen.add(k) or k, s) for k, s in rows]
 
-def _edited_labels(t: Table, i: int, s: AnnotationFile, polygons: bool) -> str:
+def _edited_labels(t: Table, i: int, polygons: bool) -> str:
     "The label file of image i, with the rows that changed."
-    w, h = int(t.images['width'][i]), int(t.images['height'][i])
+    w, h, s = (to_python(t.images[k][i]) for k in ('width', 'height', 'source'))
     rows = [_yolo_line(_row_of(t.boxes, j), s, w, h, polygons) for j in t.of(i)]
     if not s.boxes: return s.text + ''.join(r for _, r in rows)
     return apply_edits(s.text, replace_records(s.text, s.boxes, _dedupe_slots(rows), 'text'))
@@ -442,7 +443,7 @@ def _write_yolo(t: Table, path: Path,
     for i, file in enumerate(names):
         s = t.images['source'][i] if tree else None
         rel = s.file if tree else labels_path(os.path.splitext(file)[0] + '.txt').as_posix()
-        text = _edited_labels(t, i, s, polygons) if tree else texts[i]
+        text = _edited_labels(t, i, polygons) if tree else texts[i]
         out.append(rel)
         if tree and not (s.top.get('absent') and not text): _save_text(s, text, path/rel)
         elif not tree and (text or t.images['split'][i] != 'test'): _save_text(AnnotationFile(rel, ''), text, path/rel)
@@ -474,8 +475,6 @@ def _write_obj_data(t: Table, path: Path, names: list) -> None:
     rows = [f'classes = {len(t.names)}', *dict.fromkeys(f'{keys[s]} = {f}' for s, f in lists.items()),
             'names = obj.names', 'backup = backup/']
     (path/'obj.data').write_text('\n'.join(rows) + '\n', encoding='utf-8')
-
-def _write_darknet(t: Table, path: Path) -> list: return _write_yolo(t, path, format='darknet')
 
 # %% ../../nbs/data/18_formats.ipynb #4c4b50f3
 def _voc_row(images: list, # rows of one file
@@ -859,7 +858,7 @@ def _described(f) -> dict: return {k: partial(f, A=A, format=k) for k, A in BUIL
 
 READERS = dict(coco=_read_coco, yolo=_read_yolo, darknet=_read_darknet, parking=_read_parking, adapter=_read_adapter,
                **_described(_read_by_adapter))
-WRITERS = dict(coco=_write_coco, yolo=_write_yolo, darknet=_write_darknet, parking=_write_parking,
+WRITERS = dict(coco=_write_coco, yolo=_write_yolo, darknet=partial(_write_yolo, format='darknet'), parking=_write_parking,
                adapter=_write_adapter, **_described(_write_by_adapter))
 
 def _format_of_file(p: Path) -> str:
@@ -881,7 +880,7 @@ def detect_format(path) -> str:
     if parking_files(d): return 'parking'
     # `prepare.prepare` writes both
     if (d/'prepared.json').is_file() and (d/'annotations.json').is_file(): return 'coco'
-    found = [k for k, is_it in _SNIFFERS.items() if is_it(d)]
+    found = _sniff(d)
     # images/ and annotations/, but no labels of YOLO's
     if found == ['yolo', 'coco'] and not list_files(d, ('.txt', '.yaml', '.yml')): return 'coco'
     if len(found) == 1: return found[0]
@@ -889,23 +888,17 @@ def detect_format(path) -> str:
     raise FormatError(d, what, f'Say format={"|".join(found or READERS)}, or name the annotation file.')
 
 # %% ../../nbs/data/18_formats.ipynb #0c56a01c
-def _first_contains(d: Path, suffix: str, what: bytes, n: int = 3) -> bool:
-    "Whether one of the first files of a kind holds these bytes."
-    return any(file_contains(p, what) for p in list(list_files(d, (suffix,)).values())[:n] if p.name != 'sidecar.json')
-
-def _has_yaml(d: Path) -> bool: return bool(list(d.glob('data*.y*ml')))
-def _has_data(d: Path) -> bool: return bool(list(d.glob('*.data')))
-
-def _is_voc(d): return bool(list_files(d, ('.xml',))) and not _is_cvat(d)
-def _is_cvat(d): return _first_contains(d, '.xml', b'<annotations')
-def _is_darknet(d): return _has_data(d) and not _has_yaml(d)
-def _is_yolo(d): return _has_yaml(d) or not _has_data(d) and bool(yolo_layout(d))
-def _is_kitti(d): return any((x/'label_2').is_dir() for x in (d, *(p for p in d.iterdir() if p.is_dir())))
-def _is_labelme(d): return _first_contains(d, '.json', b'"shapes"') and not coco_files(d)
-def _has_coco(d): return bool(coco_files(d))
-
-_SNIFFERS = dict(voc=_is_voc, cvat=_is_cvat, darknet=_is_darknet, yolo=_is_yolo, kitti=_is_kitti, labelme=_is_labelme,
-                 coco=_has_coco)
+def _sniff(d: Path) -> list[str]: # in the order in which they are named
+    "The formats that a folder may be of."
+    def first_contains(suffix, what): # one of the first three files of a kind
+        some = list(list_files(d, (suffix,)).values())[:3]
+        return any(file_contains(p, what) for p in some if p.name != 'sidecar.json')
+    yaml_, data, coco = any(d.glob('data*.y*ml')), any(d.glob('*.data')), bool(coco_files(d))
+    cvat = first_contains('.xml', b'<annotations')
+    is_it = dict(voc=not cvat and list_files(d, ('.xml',)), cvat=cvat, darknet=data and not yaml_,
+                 yolo=yaml_ or not data and yolo_layout(d), kitti=any(d.glob('label_2')) or any(d.glob('*/label_2')),
+                 labelme=not coco and first_contains('.json', b'"shapes"'), coco=coco)
+    return [k for k, v in is_it.items() if v]
 
 # %% ../../nbs/data/18_formats.ipynb #80687086
 def read(path, # file or folder

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BUILTIN_ADAPTERS', 'coco_box', 'coco_lists', 'coco_images', 'coco_boxes', 'merge_categories', 'file_contains',
-           'coco_files', 'yolo_row', 'yolo_box', 'yolo_rows', 'labels_path', 'yolo_layout', 'path_exists',
-           'find_yolo_splits', 'read_image_list', 'pair_with_labels', 'voc_splits']
+           'coco_files', 'yolo_row', 'yolo_box', 'yolo_rows', 'labels_path', 'yolo_layout', 'find_yolo_splits',
+           'read_image_list', 'pair_with_labels', 'voc_splits']
 
 # %% ../../nbs/data/17_layouts.ipynb #5a18d584
 import os
@@ -219,18 +219,12 @@ def yolo_layout(d: Path) -> list[tuple[str, Path, Path]]: # split, images (a fol
     stems = lambda *suffixes: {Path(k).with_suffix('') for k in list_files(d, *suffixes)}
     return [('', d, d)] if stems() & stems(('.txt',)) else []
 
-# %% ../../nbs/data/17_layouts.ipynb #41ca79be
-def path_exists(p: Path) -> bool:
-    "Whether a path exists; a name that no file can have does not."
-    try: return p.exists()
-    except (OSError, ValueError): return False
-
 # %% ../../nbs/data/17_layouts.ipynb #d44fed03
 def _resolve_beside(v: str, base: Path, yaml_path: Path) -> Path | None:
     "A path of a data.yaml, if it exists on this machine; a list file also beside the yaml."
     here = yaml_path.parent
-    p = next((b/v for b in (base, here, here.parent) if path_exists(b/v)), None)
-    if p is None and v.endswith('.txt') and path_exists(here/Path(v).name): p = here/Path(v).name
+    p = next((b/v for b in (base, here, here.parent) if os.path.exists(b/v)), None)
+    if p is None and v.endswith(('.txt', '.names')) and os.path.exists(here/Path(v).name): p = here/Path(v).name
     return p
 
 def _splits_of_yaml(path: Path, conf: dict) -> list[tuple[str, Path, Path]]:
@@ -262,10 +256,8 @@ def _parse_obj_data(path: Path) -> dict:
                               'A line is key = value: classes, train, valid, names, backup.')
         key, value = map(str.strip, line.split('=', 1))
         conf[key] = value
-    n = conf.get('names', '')
-    where = (path.parent/n, path.parent.parent/n, path.parent/Path(n).name) if n else ()
-    names = next((p for p in where if path_exists(p) and p.is_file()), None)
-    conf['names'] = _read_names(names) if names else []
+    names = _resolve_beside(conf.get('names', ''), path.parent, path)
+    conf['names'] = _read_names(names) if names and names.is_file() else []
     if conf.get('classes', '').isdecimal() and conf['names'] and int(conf['classes'][:9]) != len(conf['names']):
         raise FormatError(path, f'classes is {conf["classes"][:9]}, but {names.name} has {len(conf["names"])} names',
                           'Make them agree.')
@@ -307,7 +299,7 @@ def read_image_list(path: Path, # a list of images, one a line
         if not (s := line.strip()): continue
         if not is_valid_filename(s):
             raise FormatError(f'{path}:{k}', f'found {s[:60]!r}', 'A list holds names of pictures, one a line.')
-        p = next((q for q in (path.parent/s, Path(s)) if path_exists(q) and q.is_file()), None)
+        p = next((q for q in (path.parent/s, Path(s)) if os.path.isfile(q)), None)
         if p is None:
             find = find or image_finder(folder)
             p = find(s) and Path(find(s))

@@ -29,7 +29,7 @@ _BOX_COLUMNS = dict(
     crowd=(bool, False), area=(np.float64, np.nan), # COCO's; nan unknown
     id=(object, None), origin=(object, ''), # 'file:line' or 'file#annotation'
     slot=(np.int64, -1)) # which record of its file it is; -1 none
-_OPTIONAL_COLUMNS = ('crowd', 'area', 'id', 'origin', 'slot')
+_OPTIONAL_COLUMNS = [*_BOX_COLUMNS][7:]
 _SPLITS = ('train', 'val', 'test', '')
 
 # %% ../../nbs/data/15_table.ipynb #00377a19
@@ -95,16 +95,6 @@ class Table:
         return f'Table({self.n_images} images ({splits}), {len(self)} boxes, {len(self.names)} classes)'
     def _repr_html_(self): return _to_html(self)
 
-    @staticmethod
-    def make(images: dict, # columns, see _IMAGE_COLUMNS; `file` is enough, ids then count from 0
-             boxes: dict | None = None, # columns, see _BOX_COLUMNS
-             names=(), # of the classes
-             category_ids=None, # the source's own numbers; None: 0, 1, ...
-             extra: dict | None = None, # kept beside
-            ) -> 'Table':
-        "A Table from columns; TableError names the column, the row and what was found."
-        return from_columns(images, boxes, names, category_ids, extra)
-
 # %% ../../nbs/data/15_table.ipynb #12dcfbb1
 def _validate(t: Table) -> Table: # the same
     "Refuse rows that point nowhere; a box outside its image is no error here but a finding of the checks."
@@ -125,13 +115,13 @@ def _validate(t: Table) -> Table: # the same
     return t
 
 # %% ../../nbs/data/15_table.ipynb #5b849cf1
-def from_columns(images: dict, # columns, see _IMAGE_COLUMNS
+def from_columns(images: dict, # columns, see _IMAGE_COLUMNS; `file` is enough, ids then count from 0
                  boxes: dict | None = None, # columns, see _BOX_COLUMNS
                  names=(), # of the classes
                  category_ids=None, # the source's own numbers; None: 0, 1, ...
                  extra: dict | None = None, # kept beside
                 ) -> Table:
-    "What `Table.make` does, as a function."
+    "A Table from columns; TableError names the column, the row and what was found."
     images, names = dict(images), [str(n) for n in names]
     if 'file' not in images and 'path' in images:
         images['file'] = [str(p).replace('\\', '/').rsplit('/', 1)[-1] for p in images['path']]
@@ -140,6 +130,8 @@ def from_columns(images: dict, # columns, see _IMAGE_COLUMNS
     images = _cast_columns(images, _IMAGE_COLUMNS, 'images')
     boxes = _cast_columns(dict(boxes or {}), _BOX_COLUMNS, 'boxes')
     return _validate(Table(images, boxes, names, ids, dict(extra or {})))
+
+Table.make = staticmethod(from_columns)
 
 # %% ../../nbs/data/15_table.ipynb #b1ec280e
 @patch
