@@ -144,10 +144,6 @@ def _raw_box(b: dict, # row
     "The COCO record a box came from."
     return json.loads(s.text[slice(*s.boxes[b['slot']])]) if _is_coco(s) and b.get('slot', -1) >= 0 else None
 
-def _coco_image(m: dict, raw, id, split: bool) -> dict:
-    "One entry of `images`."
-    return merge_json(raw, id=id, file_name=m['file'], width=m['width'] or None, height=m['height'] or None,
-                      split=m['split'] if split else None)
 
 # %% ../../nbs/data/18_formats.ipynb #d96d4f4c
 def _coco_annotation(b: dict, raw, # row; the record it came from, or None
@@ -167,16 +163,15 @@ def _coco_annotation(b: dict, raw, # row; the record it came from, or None
 
 # %% ../../nbs/data/18_formats.ipynb #42f26392
 def _unique_ids(ids, # one an image or box
-               ) -> list:
-    "The ids as they are if every one exists and is unique, else 1, 2, 3 ..."
+                first: int = 1) -> list:
+    "The ids as they are if every one exists and is unique, else numbers from the first."
     ids = [to_python(i) for i in ids]
     good = all(isinstance(i, (int, str)) for i in ids) and len(set(ids)) == len(ids)
-    return ids if good else list(range(1, len(ids) + 1))
+    return ids if good else list(range(first, first + len(ids)))
 
 # %% ../../nbs/data/18_formats.ipynb #a22ca106
 def coco_dict(t: Table,
               split: bool = False, # write each image's split
-              always=('images', 'annotations', 'categories'), # keys to write even if the source's file lacked them
              ) -> dict:
     "The table as a new COCO dictionary."
     of = t.images.get('source', [None]*t.n_images)
@@ -188,18 +183,13 @@ def coco_dict(t: Table,
     top = next((s.top for s in of if s is not None and 'categories' in s.top), {})
     known = {str(c['name']): c for c in top.get('categories') or []}
     cats = [merge_json(known.get(n), id=i, name=None if n in known else n) for n, i in zip(t.names, t.category_ids)]
-    images = [_coco_image(m, r, id, split) for m, r, id in zip(rows, raws[0], ids)]
+    images = [merge_json(r, id=id, file_name=m['file'], width=m['width'] or None, height=m['height'] or None,
+                         split=m['split'] if split else None) for m, r, id in zip(rows, raws[0], ids)]
     anns = [_coco_annotation(b, r, id=id, image_id=ids[b['image']], category_id=t.category_ids[b['category']])
             for b, r, id in zip(boxes, raws[1], numbers)]
-    have = dict(images=images, categories=cats, annotations=anns)
-    return {k: have[k] for k in always}
+    return dict(images=images, annotations=anns, categories=cats)
 
 # %% ../../nbs/data/18_formats.ipynb #0b28c39e
-def _size_edits(s: AnnotationFile, m: dict, old: dict) -> list[tuple]: # row; its record
-    "Edits of a declared size that is another now."
-    new = {(k,): m[k] for k in ('width', 'height') if m[k] and old.get(k) and m[k] != old[k]}
-    return json_edits(s.text, new, s.images[m['place']][0])
-
 def _coco_rewritten(s: AnnotationFile, t: Table, rows: list, # of images, all of this source
                    ) -> str:
     "The source's text with the table's images and boxes in it."
@@ -210,7 +200,8 @@ def _coco_rewritten(s: AnnotationFile, t: Table, rows: list, # of images, all of
     for i in stay.values():
         m = _row_of(t.images, i)
         old = _raw_image(m)
-        edits += _size_edits(s, m, old)
+        size = {(k,): m[k] for k in ('width', 'height') if m[k] and old.get(k) and m[k] != old[k]}
+        edits += json_edits(s.text, size, s.images[m['place']][0])
         anns += [(j, *_coco_edit(s, _row_of(t.boxes, j), ids, old['id'])) for j in t.of(i).tolist()]
     fresh, texts = max((v for v in t.boxes.get('id', []) if isinstance(v, int)), default=0), []
     for j, k, new in sorted(anns, key=lambda a: a[0]):
@@ -419,17 +410,18 @@ def _link_images(t: Table, path: Path, usual: list[str], # where each goes
         link(pic, path/(to if rel[:2] == '..' else rel))
 
 # %% ../../nbs/data/18_formats.ipynb #4ba3176c
-def _dedupe_slots(rows: list) -> list: # (slot, text)
-    "Of two rows from one record the second is a new record."
+def _unique_slots(slots: list) -> list:
+    "Of two boxes from one record the second is a new one."
     seen = {-1}
-    return [(-1 if k in seen else seen.add(k) or k, s) for k, s in rows]
+    return [-1 if k in seen else seen.add(k) or k for k in slots]
 
 def _edited_labels(t: Table, i: int, polygons: bool) -> str:
     "The label file of image i, with the rows that changed."
     w, h, s = (to_python(t.images[k][i]) for k in ('width', 'height', 'source'))
     rows = [_yolo_line(_row_of(t.boxes, j), s, w, h, polygons) for j in t.of(i)]
-    if not s.boxes: return s.text + ''.join(r for _, r in rows)
-    return apply_edits(s.text, replace_records(s.text, s.boxes, _dedupe_slots(rows), 'text'))
+    slots, lines = _unique_slots([k for k, _ in rows]), [r for _, r in rows]
+    if not s.boxes: return s.text + ''.join(lines)
+    return apply_edits(s.text, replace_records(s.text, s.boxes, list(zip(slots, lines)), 'text'))
 
 # %% ../../nbs/data/18_formats.ipynb #439845d9
 def _write_yolo(t: Table, path: Path,
@@ -477,12 +469,12 @@ def _write_obj_data(t: Table, path: Path, names: list) -> None:
     (path/'obj.data').write_text('\n'.join(rows) + '\n', encoding='utf-8')
 
 # %% ../../nbs/data/18_formats.ipynb #4c4b50f3
-def _voc_row(images: list, # rows of one file
-             p: Path, rel: Path, # the file, absolute and relative
+def _voc_row(m: dict, # row; changed
              splits: dict) -> None: # stem -> split
-    "VOC numbers images by their names, and keeps the splits in lists."
-    stem, deep = normalize_name(p.stem), normalize_name(Path(*rel.parts[1:]).with_suffix(''))
-    for m in images: m.update(id=p.stem, split=splits.get(stem) or splits.get(deep) or m['split'])
+    "VOC numbers images by their records' names, and keeps the splits in lists."
+    name = os.path.splitext(m['source'].file)[0]
+    stem, deep = name.rsplit('/', 1)[-1], name.split('/', 1)[-1]
+    m.update(id=stem, split=splits.get(stem) or splits.get(deep) or m['split'])
 
 # %% ../../nbs/data/18_formats.ipynb #cdb9f59a
 def _read_by_adapter(path, A, # an adapter
@@ -495,19 +487,15 @@ def _read_by_adapter(path, A, # an adapter
     find = image_finder(root, tuple(f for f in (A.images, 'images', 'JPEGImages', 'image_2') if f))
     splits = voc_splits(root) if voc else {}
     for p in files:
-        rel, first = p.relative_to(root), len(images)
-        split = next((x for f in rel.parts[:-1] if (x := guess_split(f))), '')
-        s = open_annotation(p, root, A.encoding, format=format, split=split)
-        read_source(s, A, find, p, images, boxes, flat)
-        if voc: _voc_row(images[first:], p, rel, splits)
-        sources.append(s)
+        split = next((x for f in p.relative_to(root).parts[:-1] if (x := guess_split(f))), '')
+        sources.append(open_annotation(p, root, A.encoding, format=format, split=split))
+        read_source(sources[-1], A, find, p, images, boxes, flat)
+    for m in images if voc else (): _voc_row(m, splits)
     if not images and not boxes:
         at = ''.join(map(str, A.image['each'])) or 'the top'
         raise FormatError(path, 'no record of a picture in it', f'{A.name} has them at {at}.')
     names, ids = _class_names(A, boxes, sources, names, root)
-    own = [m['id'] for m in images]
-    if None in own or len(set(own)) < len(own):
-        for i, m in enumerate(images): m['id'] = i
+    for m, i in zip(images, _unique_ids([m['id'] for m in images], 0)): m['id'] = i
     papers = [open_annotation(p, root) for p in sorted(root.glob('ImageSets/Main/*.txt'))] if voc else []
     return _to_table(images, boxes, names, ids, dict(format=format, papers=papers, sources=sources, count=len(images)))
 
@@ -516,9 +504,8 @@ def _class_names(A, boxes: list, # rows; they get `category`
                  sources: list, names, root) -> tuple[list, list]: # names, their ids
     "The classes of described records."
     if A.classes:
-        of, known = {k: i for i, k in enumerate(A.classes)}, list(A.classes.values())
-        by_name = {n: i for i, n in enumerate(known)}
-        of = by_name | of
+        known = list(A.classes.values())
+        of = {k: i for i, k in [*enumerate(known), *enumerate(A.classes)]}
     else:
         given = list(names or dict.fromkeys(n for s in sources for n in s.top.get('names', ())))
         known = given + ([] if names else sorted({b['code'] for b in boxes} - set(given)))
@@ -543,32 +530,26 @@ def _write_by_adapter(t: Table, path: Path, A, format: str) -> list: # of each i
     "Record files of one description: those that were read with what changed, new ones beside."
     code, files = _class_codes(t, A), file_names(t.with_images(split=['']*t.n_images))
     rows = [_row_of(t.images, i) for i in range(t.n_images)]
-    def boxes(i, own): # rows of image i; own: with their places in the source
-        slot = lambda j: t.boxes['slot'][j] if own and 'slot' in t.boxes else -1
-        return [_row_of(t.boxes, j) | dict(code=code[t.boxes['category'][j]], at=j, slot=slot(j)) for j in t.of(i)]
+    def boxes(i): # rows of image i, each with its place in the source
+        mine = [dict(slot=-1) | _row_of(t.boxes, j) | dict(code=code[t.boxes['category'][j]], at=j) for j in t.of(i)]
+        return [b | dict(slot=k) for b, k in zip(mine, _unique_slots([b['slot'] for b in mine]))]
     kept, out = {}, ['']*t.n_images
     def old(s, some): # images of a source
         for i in some: kept[i] = out[i] = s.file
-        _save_text(s, rewrite_source(s, A, [(rows[i], _unique_slots(boxes(i, True))) for i in some]), path/s.file)
+        _save_text(s, rewrite_source(s, A, [(rows[i], boxes(i)) for i in some]), path/s.file)
     if not (A.single and len({id(m.get('source')) for m in rows}) > 1): _write_by_source(t, (format,), old)
-    where = [_record_name(A, f, m['split']) for f, m in zip(files, rows)]
+    where, pictures = zip(*(_new_places(A, f, m['split']) for f, m in zip(files, rows))) if rows else ((), ())
     groups = {}
     for i in (i for i in range(t.n_images) if i not in kept): groups.setdefault(where[i], []).append(i)
     for rel, members in groups.items():
-        named = [rows[i] | dict(file=_name_in_record(A, files[i], where[i])) for i in members]
-        new = render_file([(m, boxes(i, False)) for m, i in zip(named, members)], A, t.names)
+        new = render_file([(rows[i] | dict(file=_name_in_record(A, files[i])), boxes(i)) for i in members], A, t.names)
         _save_text(AnnotationFile(rel, '', codec=A.encoding or 'utf-8'), new, _unused_path(path/rel))
         for i in members: out[i] = rel
-    _link_images(t, path, [_picture_name(A, f, r) for f, r in zip(files, where)], not groups)
+    _link_images(t, path, pictures, not groups)
     if A.name == 'voc': _write_image_sets(t, path, where, not groups)
-    return [normalize_name(_name_in_record(A, f, r)) if A.image['each'] or A.flat else r for f, r in zip(files, out)]
+    return [normalize_name(_name_in_record(A, f)) if A.image['each'] or A.flat else r for f, r in zip(files, out)]
 
 # %% ../../nbs/data/18_formats.ipynb #d8f90270
-def _unique_slots(rows: list) -> list:
-    "Of two boxes from one record the second is a new one."
-    seen = {-1}
-    return [b | dict(slot=-1 if b['slot'] in seen else seen.add(b['slot']) or b['slot']) for b in rows]
-
 def _unused_path(p: Path) -> Path:
     "The path, or one beside it that is free."
     return next(q for n in range(1, 10**6) if not (q := p if n == 1 else p.with_stem(f'{p.stem}-{n}')).exists())
@@ -576,23 +557,16 @@ def _unused_path(p: Path) -> Path:
 # %% ../../nbs/data/18_formats.ipynb #73fe1e8e
 _KITTI_DIRS = dict(train='training/', val='validation/', test='testing/')
 
-def _record_name(A, file: str, split: str) -> str: # relative
-    "The record file of an image."
-    stem = os.path.splitext(file)[0]
-    if A.name in BUILTIN_ADAPTERS:
-        names = dict(voc=f'Annotations/{stem}.xml', labelme=f'{split}/{stem}.json'.lstrip('/'),
-                     cvat='annotations.xml', kitti=f'{_KITTI_DIRS.get(split, "")}label_2/{stem}.txt')
-        return names[A.name]
-    return A.files[0] if A.single else A.files[0].replace('**/', '').replace('*', stem)
+def _new_places(A, file: str, split: str) -> tuple[str, str]: # of the record file and the picture, relative
+    "Where an image goes that is in no file yet."
+    stem, kitti = os.path.splitext(file)[0], _KITTI_DIRS.get(split, '')
+    own = dict(voc=(f'Annotations/{stem}.xml', f'JPEGImages/{file}'), cvat=('annotations.xml', f'images/{file}'),
+               labelme=(f'{split}/{stem}.json'.lstrip('/'), f'{split}/{file}'.lstrip('/')),
+               kitti=(f'{kitti}label_2/{stem}.txt', f'{kitti}image_2/{file}'))
+    record = A.files[0] if A.single else A.files[0].replace('**/', '').replace('*', stem)
+    return own[A.name] if A.name in BUILTIN_ADAPTERS else (record, f'{A.images or "images"}/{file}')
 
-def _picture_name(A, file: str, record: str) -> str: # relative
-    "Where its image file goes."
-    beside = f'{os.path.dirname(record)}/{os.path.basename(file)}'.lstrip('/')
-    names = dict(voc=f'JPEGImages/{file}', labelme=beside, cvat=f'images/{file}',
-                 kitti=record.split('label_2/')[0] + f'image_2/{file}')
-    return names.get(A.name, f'{A.images or "images"}/{file}')
-
-def _name_in_record(A, file: str, record: str) -> str:
+def _name_in_record(A, file: str) -> str:
     "The name by which its record calls it: labelme's is relative to the record."
     return os.path.basename(file) if A.name == 'labelme' else file
 
@@ -603,21 +577,20 @@ def _write_image_sets(t: Table, path: Path, where: list, # record files
     if tree and _is_same_tree(t, 'voc'):
         for p in t.extra.get('papers', ()): _save_text(p, None, path/p.file)
         return
-    stems = [os.path.splitext(w)[0].removeprefix('Annotations/') for w in where]
-    for s in dict.fromkeys(t.images['split']):
-        (path/'ImageSets/Main').mkdir(parents=True, exist_ok=True)
-        mine = ''.join(x + '\n' for x, split in zip(stems, t.images['split']) if split == s)
-        if s: (path/'ImageSets/Main'/f'{s}.txt').write_text(mine, encoding='utf-8')
+    lists = dict.fromkeys(t.images['split'], '')
+    for w, s in zip(where, t.images['split']): lists[s] += os.path.splitext(w)[0].removeprefix('Annotations/') + '\n'
+    (path/'ImageSets/Main').mkdir(parents=True, exist_ok=True)
+    for s in filter(None, lists): (path/'ImageSets/Main'/f'{s}.txt').write_text(lists[s], encoding='utf-8')
 
 # %% ../../nbs/data/18_formats.ipynb #bf826c9f
 PARKING_CLASSES = ['sedan', 'SUV', 'van', 'bus', 'school bus', 'truck', 'taxi', 'adult', 'child', 'motorcycle',
                    'kickboard', 'bicycle', 'stroller', 'cart']
 
+_PARKING_FILES = dict(train='train/label/Train.json', val='val/label/Val.json', test='Test_Images_Information.json')
+
 def parking_files(folder: Path) -> list[tuple[str, Path]]: # split, json
     "The jsons of the layout that exist."
-    some = [(s, folder/s/'label'/f'{s.capitalize()}.json') for s in ('train', 'val')]
-    some += [('test', folder/'Test_Images_Information.json')]
-    return [(s, p) for s, p in some if p.is_file()]
+    return [(s, folder/f) for s, f in _PARKING_FILES.items() if (folder/f).is_file()]
 
 def _read_parking(path, names=None, strict=True) -> Table:
     "The challenge's raw layout."
@@ -632,13 +605,11 @@ def _write_parking(t: Table, path: Path) -> list: # of each image: how to find i
     "The same layout; images of no split go to train."
     files = file_names(t)
     rest = _write_by_source(t, ('parking',), lambda s, rows: _save_text(s, _coco_rewritten(s, t, rows), path/s.file))
-    for s in ('train', 'val', 'test'):
-        rows = [i for i in rest if t.images['split'][i] == s or t.images['split'][i] == '' and s == 'train']
-        p = path/'Test_Images_Information.json' if s == 'test' else path/s/'label'/f'{s.capitalize()}.json'
-        if rows and p.exists():
-            raise FormatError(p.relative_to(path), 'pictures of another source would go into it',
-                              'Write the splits apart, or to coco.')
+    for s, f in _PARKING_FILES.items():
+        rows, p = [i for i in rest if (t.images['split'][i] or 'train') == s], path/f
         if not rows: continue
+        if p.exists():
+            raise FormatError(f, 'pictures of another source would go into it', 'Write the splits apart, or to coco.')
         p.parent.mkdir(parents=True, exist_ok=True)
         save_json(coco_dict(t.keep_images(rows)), p)
     _link_images(t, path, [f'{s or "train"}/images/{f}' for s, f in zip(t.images['split'], files)])
