@@ -92,7 +92,14 @@ def _points_on_face(c: np.ndarray, # (8, 3) corners
     return np.einsum('kcd,ck->kd', q, np.array([(1-u)*(1-v), u*(1-v), u*v, (1-u)*v]))
 
 # %% ../../nbs/data/20_scene.ipynb #2c9d0515
+_ENDS, _FLANKS = ('front', 'back'), ('right', 'left')
+_SIDES = _ENDS + _FLANKS
+
 def _rect(u0, v0, u1, v1): return np.array([(u0, v0), (u1, v0), (u1, v1), (u0, v1)])
+def _paint(faces, uv, *color) -> list: # (face, uv, colour), and True if it glows
+    "The same on several faces."
+    return [(f, uv, *color) for f in faces]
+
 def disc(u: float, v: float, # middle
          r, # radius: a number, or one for u and one for v
          n: int = 14, # corners, 8 to 20
@@ -264,20 +271,18 @@ def _lights(low=.45, high=.7, plate=True) -> list: # paint
     "Head and tail lamps, number plate."
     p = [('front', _rect(u, low, u+.2, high), _LAMP, True) for u in (.04, .76)]
     p += [('back', _rect(u, low, u+.17, high+.06), _RED, True) for u in (.03, .8)]
-    return p + plate*[(f, _rect(.37, .2, .63, .36), (238, 240, 236)) for f in ('front', 'back')]
+    return p + plate*_paint(_ENDS, _rect(.37, .2, .63, .36), (238, 240, 236))
 
 # %% ../../nbs/data/20_scene.ipynb #3661fcb3
 def _glass(x=.06, low=.08, high=.9, split=(.5,)) -> list: # paint
     "Windows all round with a strip of sky in them; pillars at `split` of the sides."
-    p = [(f, _rect(x, low, 1-x, high), _GLASS) for f in ('front', 'back')]
-    p += [(f, np.array([(x+.1, low+.1), (x+.3, low+.1), (x+.5, high-.06), (x+.3, high-.06)]), _SKY)
-          for f in ('front', 'back')]
+    p = _paint(_ENDS, _rect(x, low, 1-x, high), _GLASS)
+    p += _paint(_ENDS, np.array([(x+.1, low+.1), (x+.3, low+.1), (x+.5, high-.06), (x+.3, high-.06)]), _SKY)
     cuts = [x, *split, 1-x]
     for a, b in zip(cuts, cuts[1:]):
-        p += [('right', _rect(a+.012, low, b-.012, high), _GLASS),
-              ('left', _rect(1-b+.012, low, 1-a-.012, high), _GLASS)]
-        p += [('right', _rect(a+.012, (low+high)/2, b-.012, high), _SKY),
-              ('left', _rect(1-b+.012, (low+high)/2, 1-a-.012, high), _SKY)]
+        for base, color in (low, _GLASS), ((low+high)/2, _SKY):
+            p += [('right', _rect(a+.012, base, b-.012, high), color),
+                  ('left', _rect(1-b+.012, base, 1-a-.012, high), color)]
     return p
 
 # %% ../../nbs/data/20_scene.ipynb #35e7b81f
@@ -287,8 +292,8 @@ def _sedan(rng, color=None) -> list: # Parts
                             (120, 124, 130), (150, 24, 36), (28, 52, 104))
     c = _corners(-2.3, 2.35, .92, .3, .86, .1, .06, .05)
     grille = ('front', _rect(.28, .42, .72, .68), _DARK)
-    sill = [(s, _rect(0, 0, 1, .2), _DARK) for s in ('left', 'right', 'front', 'back')]
-    line = [(s, _rect(.05, .66, .95, .7), lerp(color, _DARK, .35)) for s in ('left', 'right')]
+    sill = _paint(_SIDES, _rect(0, 0, 1, .2), _DARK)
+    line = _paint(_FLANKS, _rect(.05, .66, .95, .7), lerp(color, _DARK, .35))
     body = _solid(c, color, sill + line + [grille] + _lights() + _wheels(c, (.19, .8), .33))
     return [body, _solid(_corners(-1.75, 1.05, .83, .86, 1.42, .85, .75, .14), color, _glass(split=(.52,)), 1)]
 
@@ -296,7 +301,7 @@ def _suv(rng) -> list: # Parts
     "High and square, dark cladding, roof rails, glass to the tail."
     color = choose(rng, (62, 84, 62), (120, 84, 52), (186, 92, 36), (44, 78, 96), (214, 208, 192), (92, 96, 100))
     c = _corners(-2.3, 2.3, .96, .36, 1.08, .04, .02, .03)
-    clad = [(s, _rect(0, 0, 1, .34), (52, 52, 54)) for s in _FACES if s != 'top']
+    clad = _paint(_SIDES, _rect(0, 0, 1, .34), (52, 52, 54))
     grille = [('front', _rect(.26, .5, .74, .8), (24, 24, 26))]
     body = _solid(c, color, clad + grille + _lights(.6, .82) + _wheels(c, (.19, .81), .39))
     cabin = _solid(_corners(-2.25, 1.15, .9, 1.08, 1.74, .62, .16, .1), color, _glass(split=(.36, .68)), 1)
@@ -308,7 +313,7 @@ def _van(rng) -> list: # Parts
     "One box with a stub of a nose and a row of dark windows."
     color = choose(rng, (240, 240, 238), (208, 211, 214), (28, 38, 62), (172, 178, 184))
     c = _corners(-2.6, 2.6, .98, .34, 1.12, .12, .02, .02)
-    band = [(s, _rect(0, .28, 1, .36), lerp(color, _DARK, .5)) for s in ('left', 'right')]
+    band = _paint(_FLANKS, _rect(0, .28, 1, .36), lerp(color, _DARK, .5))
     grille = [('front', _rect(.25, .3, .75, .52), _DARK)]
     body = _solid(c, color, band + grille + _lights(.55, .82) + _wheels(c, (.17, .82), .35))
     cabin = _corners(-2.58, 2.05, .95, 1.12, 2.06, .62, .06, .08)
@@ -318,9 +323,9 @@ def _taxi(rng) -> list: # Parts
     "A sedan in Seoul's orange with a lit sign on the roof."
     body, cabin = _sedan(rng, choose(rng, (236, 124, 20), (242, 138, 34)))
     sign = _solid(_corners(-.5, -.05, .45, 1.42, 1.7, .06, .06, .06), (250, 236, 150),
-                  [(f, _rect(.08, .2, .92, .8), (255, 250, 205), True) for f in ('front', 'back')], 2)
+                  _paint(_ENDS, _rect(.08, .2, .92, .8), (255, 250, 205), True), 2)
     check = [(s, _rect(u/16, .44, (u+1)/16, .58), _DARK if u % 2 else (250, 250, 240))
-             for u in range(2, 14) for s in ('left', 'right')]
+             for u in range(2, 14) for s in _FLANKS]
     body.polygons += _solid(_corners(-2.3, 2.35, .925, .3, .86, .1, .06, .05), (0, 0, 0), check).polygons
     body.polygons = [p for p in body.polygons if p[1] != (0, 0, 0)]
     return [body, cabin, sign]
@@ -338,10 +343,10 @@ def _truck(rng) -> list: # Parts
     grille = [('front', _rect(.2, .1, .8, .2), _DARK)]
     cab = _solid(_corners(1.15, 2.7, .92, .5, 2.0, .42, 0, .06), color, glass + grille + lamps, 1)
     ribs = [(s, _rect(u, .04, u+.012, .96), lerp(cargo, _DARK, .3))
-            for s in ('left', 'right') for u in np.linspace(.12, .88, 7)]
+            for s in _FLANKS for u in np.linspace(.12, .88, 7)]
     doors = [('back', _rect(.49, .03, .51, .97), lerp(cargo, _DARK, .4)),
              *[('back', _rect(u, .02, u+.1, .1), _RED, True) for u in (.03, .87)]]
-    trim = [(s, _rect(0, 0, 1, .05), lerp(cargo, _DARK, .5)) for s in ('left', 'right', 'back', 'front')]
+    trim = _paint(_SIDES, _rect(0, 0, 1, .05), lerp(cargo, _DARK, .5))
     return [_solid(base, (54, 56, 60), _wheels(base, (.2, .86), .38)), cab,
             _solid(_corners(-2.95, 1.02, 1.02, .8, 2.75), cargo, trim + ribs + doors, 1)]
 
@@ -350,9 +355,8 @@ def _windows(u0, u1, n, low, high) -> list: # paint
     "A row of windows on both sides, lighter above where the sky is mirrored."
     p, w = [], (u1-u0)/n
     for k in range(n):
-        for s in ('left', 'right'):
-            p += [(s, _rect(u0+k*w+.008, low, u0+(k+1)*w-.008, high), _GLASS),
-                  (s, _rect(u0+k*w+.008, low*.4+high*.6, u0+(k+1)*w-.008, high), _SKY)]
+        for base, color in (low, _GLASS), (low*.4+high*.6, _SKY):
+            p += _paint(_FLANKS, _rect(u0+k*w+.008, base, u0+(k+1)*w-.008, high), color)
     return p
 
 def _windscreen(rect, low, high) -> list: # paint: the glass, and a strip of sky in it
@@ -360,15 +364,13 @@ def _windscreen(rect, low, high) -> list: # paint: the glass, and a strip of sky
     return [('front', rect, _GLASS), ('front', np.array([(.15, low), (.35, low), (.6, high), (.4, high)]), _SKY)]
 
 # %% ../../nbs/data/20_scene.ipynb #5e4b2834
-_SIDES = ('front', 'back', 'right', 'left') # in the order of _FACES
-
 def _bus(rng) -> list: # Parts
     "Long, tall, windows all along, a white band on top."
     color = choose(rng, (24, 92, 190), (34, 140, 74), (198, 40, 40), (20, 128, 140))
     c = _corners(-4.1, 4.1, 1.22, .32, 3.0, .12, .04, .05)
-    p = [(s, _rect(0, .88, 1, 1), (240, 242, 240)) for s in _SIDES]
-    p += [(s, _rect(0, 0, 1, .08), _DARK) for s in _SIDES]
-    p += [(s, _rect(0, .34, 1, .38), (244, 244, 240)) for s in ('left', 'right')]
+    p = _paint(_SIDES, _rect(0, .88, 1, 1), (240, 242, 240))
+    p += _paint(_SIDES, _rect(0, 0, 1, .08), _DARK)
+    p += _paint(_FLANKS, _rect(0, .34, 1, .38), (244, 244, 240))
     p += _windows(.05, .95, 6, .46, .82) + _windscreen(_rect(.05, .36, .95, .84), .38, .82)
     p += [('front', _rect(.3, .88, .7, .97), (255, 176, 40), True), ('back', _rect(.1, .5, .9, .82), _GLASS)]
     p += _lights(.14, .22) + _wheels(c, (.2, .8), .45)
@@ -378,14 +380,14 @@ def _bus(rng) -> list: # Parts
 def _school_bus(rng) -> list: # Parts
     "Yellow, a black band, red and amber lamps on the roof."
     c = _corners(-3.1, 3.1, 1.08, .32, 2.55, .3, .04, .06)
-    p = [(s, _rect(0, .36, 1, .44), (24, 24, 24)) for s in ('left', 'right', 'back')]
-    p += [(s, _rect(0, 0, 1, .07), _DARK) for s in _SIDES]
+    p = _paint(('left', 'right', 'back'), _rect(0, .36, 1, .44), (24, 24, 24))
+    p += _paint(_SIDES, _rect(0, 0, 1, .07), _DARK)
     p += _windows(.06, .9, 5, .54, .86) + _windscreen(_rect(.06, .48, .94, .88), .5, .86)
     p += [('back', _rect(.15, .54, .85, .86), _GLASS), ('front', _rect(.25, .2, .75, .3), (24, 24, 24))]
     p += _lights(.2, .3) + _wheels(c, (.2, .82), .4)
     def lamp(x, y, color):
         box = _corners(x-.12, x+.12, .16, 2.55, 2.76) + [0, y, 0]
-        return _solid(box, color, [(f, _rect(0, 0, 1, 1), color, True) for f in ('front', 'back')], 2)
+        return _solid(box, color, _paint(_ENDS, _rect(0, 0, 1, 1), color, True), 2)
     red, amber = (226, 32, 32), (255, 150, 20)
     lamps = ((-.75, red), (.75, red), (-.35, amber), (.35, amber))
     return [_solid(c, (250, 200, 20), p), *[lamp(x, y, color) for x in (2.5, -2.85) for y, color in lamps]]
@@ -492,7 +494,7 @@ def _motorcycle(rng) -> list: # Parts
     s += [(capsule((.3, 1.1), (.46, 1.06), .045), _DARK), (disc(.58, .88, (.08, .1), 10), _LAMP),
           (capsule((.46, 1.1), (.52, 1.34), .02, .05), (120, 150, 170))]
     s += [(capsule((-.5, .15), (-.95, .2), .05), _RIM)]
-    stripe = [(f, _rect(.15, .35, .85, .6), lerp(box, (255, 255, 255), .5)) for f in _FACES]
+    stripe = _paint(_FACES, _rect(.15, .35, .85, .6), lerp(box, (255, 255, 255), .5))
     return [flat(s), _solid(_corners(-1.02, -.46, .3, .86, 1.4), box, stripe, 1)]
 
 # %% ../../nbs/data/20_scene.ipynb #7a7f9af1
