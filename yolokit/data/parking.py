@@ -14,6 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 import cv2, numpy as np
 from ..core.rng import rng
+from ..core.files import save_json
 from ..core.console import progress_bar
 from . import faults
 from .formats import PARKING_CLASSES
@@ -364,11 +365,6 @@ def _props(rng, cam: Camera, light: Light) -> list: # Things
     return [Thing(-1, make(rng), np.array(xy), facing(xy)) for make, xy in at]
 
 # %% ../../nbs/data/22_parking.ipynb #d728c0d1
-def _camera(rng) -> Camera:
-    "A pole somewhere at the lot's edge."
-    z, pitch = rng.uniform(5.6, 7.4), np.radians(rng.uniform(20, 25))
-    return Camera(z, pitch, rng.uniform(*_FOCAL), np.radians(rng.uniform(-16, 16)))
-
 def scene(seed: int = 0,
           index: int = 0, # which one
           weather: str | None = None, # None: drawn
@@ -379,10 +375,9 @@ def scene(seed: int = 0,
     w = r(0).choice(list(WEATHER), p=list(WEATHER.values())) if weather is None else weather
     dark = bool(r(1).random() < _NIGHT) if night is None else night
     g = r(2)
-    cam = _camera(g)
-    sky = light(r(3), str(w), dark)
-    things = _populate(r(4), cam)
-    return _render(r, cam, sky, things)
+    z, pitch = g.uniform(5.6, 7.4), np.radians(g.uniform(20, 25))  # on a pole somewhere at the lot's edge
+    cam = Camera(z, pitch, g.uniform(*_FOCAL), np.radians(g.uniform(-16, 16)))
+    return _render(r, cam, light(r(3), str(w), dark), _populate(r(4), cam))
 
 # %% ../../nbs/data/22_parking.ipynb #2c8f4ef0
 def _render(r, # r(stream) → generator
@@ -458,26 +453,25 @@ def _coco(t: Table, with_boxes: bool = True) -> dict:
     out['categories'] = [dict(id=k, name=n, name_ko=ko) for k, (n, ko) in enumerate(zip(CLASSES, _CLASSES_KO), 1)]
     return out
 
-def _write_json(path: Path, what) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(what, ensure_ascii=False), encoding='utf-8')
+
 
 # %% ../../nbs/data/22_parking.ipynb #c67744fb
 def _build_parking(folder: Path, p: dict, workers: int, log=None) -> None:
     "Everything into an empty folder; `key.json` last."
     jobs = [(str(folder), p['seed'], s, k) for s in _SPLITS for k in range(p[f'n_{s}'])]
-    for s in _SPLITS: (folder/s/'images').mkdir(parents=True)
+    for s in _SPLITS:
+        for name in ('images', 'label')[:1 + (s != 'test')]: (folder/s/name).mkdir(parents=True)
     how = get_context('fork' if hasattr(os, 'fork') else None)
     with ProcessPoolExecutor(workers, mp_context=how) as pool:
         todo = pool.map(_render_to_file, jobs, chunksize=8)
         drawn = list(progress_bar(todo, total=len(jobs), desc='drawing the parking lot', log=log))
     train, val, test = (_as_table([d for d in drawn if d['split'] == s]) for s in _SPLITS)
     faulty, planted = faults.plant_box_faults(train, p['faults'], p['seed'])
-    _write_json(folder/'train/label/Train.json', _coco(faulty))
-    _write_json(folder/'val/label/Val.json', _coco(val))
-    _write_json(folder/'Test_Images_Information.json', _coco(test, False))
-    _write_json(folder/'sample_submission.json', [dict(image_id=1, category_id=1, bbox=[10., 20., 30., 40.], score=.5)])
-    _write_json(folder/'key.json', dict(parameters=p, planted=planted, clean=_coco(train), test=_coco(test)))
+    save_json(_coco(faulty), folder/'train/label/Train.json')
+    save_json(_coco(val), folder/'val/label/Val.json')
+    save_json(_coco(test, False), folder/'Test_Images_Information.json')
+    save_json([dict(image_id=1, category_id=1, bbox=[10., 20., 30., 40.], score=.5)], folder/'sample_submission.json')
+    save_json(dict(parameters=p, planted=planted, clean=_coco(train), test=_coco(test)), folder/'key.json')
 
 # %% ../../nbs/data/22_parking.ipynb #ff7a316b
 def make_parking(folder, # the challenge's DATA folder, to be made
