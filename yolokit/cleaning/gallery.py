@@ -22,15 +22,14 @@ from .checks import FINDING_TYPES
 def _draw_dashed(pen, # PIL's ImageDraw
                  box, # x0 y0 x1 y1, pixels; reversed ones too
                  rgb: tuple, # 0..255
-                 dash: int = 6, width: int = 2, # px
                 ) -> None:
     "A dashed rectangle with a dot at its first corner."
     x0, y0, x1, y1 = map(float, box)
     corners = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)])
     for a, b in zip(corners, corners[1:]):
-        n = int(min(max(np.abs(b - a).max()//dash, 1), 2000))
+        n = int(min(max(np.abs(b - a).max()//6, 1), 2000))
         at = lambda k: a + (b - a)*min(k, n)/n
-        for k in range(0, n, 2): pen.line([*at(k), *at(k + 1)], fill=rgb, width=width)
+        for k in range(0, n, 2): pen.line([*at(k), *at(k + 1)], fill=rgb, width=2)
     pen.ellipse([x0 - 4, y0 - 4, x0 + 4, y0 + 4], fill=rgb)
 
 # %% ../../nbs/cleaning/28_gallery.ipynb #98e15317
@@ -114,9 +113,8 @@ def _finding_boxes(what, k: int # row
     "The three boxes of a finding."
     r = what.rows
     if r['box'][k] < 0: return None, r['proposal'][k] if r['reason'][k] == 'overlooked' else None, None
-    place = lambda b: np.array([what.table.boxes[c][b] for c in ('x0', 'y0', 'x1', 'y1')], float)
-    other = place(r['other'][k]) if r['other'][k] >= 0 else None
-    if 'before' not in r: return place(r['box'][k]), None, other
+    other = xyxy_of_rows(what.table, r['other'][k]) if r['other'][k] >= 0 else None
+    if 'before' not in r: return xyxy_of_rows(what.table, r['box'][k]), None, other
     return r['before'][k], r['after'][k] if r['action'][k] else None, other
 
 # %% ../../nbs/cleaning/28_gallery.ipynb #edfff80b

@@ -74,8 +74,8 @@ class Inspector:
                  reason='', split='', name='', state='', # only these, see filter
                  most=1600): # px, long side of the image that is sent to the browser
         self.table, self.path, self.most = table, Path(path) if path else None, most
-        self.plan = plan(what) if isinstance(what, Findings) else what
-        self.shown = _plan_and_findings(self.plan, what) if isinstance(what, Findings) else self.plan
+        self.plan = what if isinstance(what, Plan) else plan(what)
+        self.shown = _plan_and_findings(self.plan, what) if what is not self.plan else what
         self.keys = _decision_ids(self.plan)
         known = load_decisions(self.path) if self.path and self.path.exists() else []
         self.by = {decision_id(d): d for d in known}
@@ -246,18 +246,14 @@ def edit(self: Inspector, name: str, # as in boxes; 'new': one more
     after, label = old if after is None else _clip_to_image(after, self.wh(i)), c if label is None else int(label)
     if after is None: return self
     other, kind = self.on(name), name[0] if name[0] in 'bh' else 'h'
-    number = int(name[1:]) if name[0] in 'bh' else self._free_number()
+    drawn = [m[2] for m in self.by if len(m) == 3 and m[0] == 'by-hand']
+    number = int(name[1:]) if name[0] in 'bh' else 1 + max(drawn, default=-1)
     place = (number, 'set') if kind == 'b' else (-1, 'add')
     hand = self._by_hand(i, *place, after=[float(v) for v in after], label=label)
     if kind == 'h': hand['new'] = number
     self.keep(hand, *other)
     self.sel, self.last = f'{kind}{number}', label
     return self.refresh()
-
-@patch
-def _free_number(self: Inspector) -> int:
-    "For a box that is drawn: one more than the last."
-    return 1 + max((m[2] for m in self.by if len(m) == 3 and m[0] == 'by-hand'), default=-1)
 
 # %% ../../nbs/cleaning/29_inspector.ipynb #3ccef613
 @patch

@@ -134,13 +134,6 @@ def open_data(folder, # prepared, or raw
     return load_prepared(folder) if (folder/'prepared.json').exists() else read_fast(folder)
 
 # %% ../../nbs/cleaning/31_prepare.ipynb #18a683ff
-def _check_trainable(t: Table, source: str, # for the error text
-                    ) -> None:
-    "Refuse a table without images."
-    if (t.images['path'] != '').any(): return
-    raise FormatError(source, f'none of its {t.n_images} pictures was found',
-                      'Name the folder that holds annotations and pictures.')
-
 def _split_table(t: Table, request: dict, known=None) -> Table: # with digests; without frames of the gaps
     "The table with the split that was asked for; raises SplitError where no box is left."
     if not len(t):
@@ -164,7 +157,9 @@ def _write_prepared(t: Table, out: Path, # the folder being made
                     known=None, # sha256 -> split of an earlier preparation
                    ) -> dict: # the record
     "Write everything but the record, which says that all is there."
-    _check_trainable(t, request['source'])
+    if not (t.images['path'] != '').any():
+        raise FormatError(request['source'], f'none of its {t.n_images} pictures was found',
+                          'Name the folder that holds annotations and pictures.')
     t, left_out = _drop_images(t, done.pop('left', {}))
     n, t = t.n_images, _split_table(t, request, known)
     save_json({d: s for d, s in zip(t.images['sha256'], t.images['split']) if d}, out/'splits.json')

@@ -22,16 +22,10 @@ from .checks import (FINDING_TYPES, MODEL_FINDINGS, Findings, json_decode, make_
 
 # %% ../../nbs/cleaning/27_repair.ipynb #45f84d2e
 @dataclass(repr=False)
-class Plan:
-    "Proposed edits, one row each, as columns; nothing has happened yet."
-    table: Table
-    rows: dict # as of Findings; and action, state (apply, ask, reject), before, after (E, 4), iou, confidence, person
-
-    def __len__(self): return len(self.rows['reason'])
-    def keep(self, mask): return dataclasses.replace(self, rows={k: v[mask] for k, v in self.rows.items()})
-    def of(self, *reasons): return self.keep(np.isin(self.rows['reason'], reasons))
+class Plan(Findings):
+    "Findings with an edit for each, as further columns; nothing has happened yet."
+    # rows also has action, state (apply, ask, reject), before, after (E, 4), iou, confidence, person
     def counts(self): return Counter(zip(self.rows['reason'], self.rows['action'], self.rows['state']))
-    def records(self): return [to_record(self.table, self.rows, i) for i in range(len(self))]
     def save(self, path): save_strict_json(path, dict(edits=self.records()))
     def __repr__(self):
         lines = [f'  {n:6} {state} {action or "look"} {r}' for (r, action, state), n in self.counts().items()]
@@ -290,12 +284,6 @@ def _make_draft(table: Table, plan: Plan) -> _Draft:
 # %% ../../nbs/cleaning/27_repair.ipynb #6b607793
 _SIDES = ('x0', 'y0', 'x1', 'y1')
 
-def _is_box_area(table: Table, b: int) -> bool: # b: row
-    "Whether a box's area is its width times its height."
-    x0, y0, x1, y1 = (float(table.boxes[k][b]) for k in _SIDES)
-    own = (x1 - x0)*(y1 - y0)
-    return abs(abs(float(table.boxes['area'][b])) - abs(own)) <= 1e-3*abs(own) + 1e-9
-
 def _place_of(table: Table, i: int) -> int: # i: row in images
     "The row before which a box of an image is added: behind its others, else where its image would stand."
     rows, image = table.of(i), table.boxes['image']
@@ -349,10 +337,11 @@ def _image_entries(table: Table, d: _Draft) -> list: # of dicts, see Journal
 def _draft_columns(table: Table, d: _Draft, entries: list) -> dict: # of boxes, those that are dropped still there
     "The boxes' columns as the draft has them; an area that was the box's follows it."
     boxes = {k: v.copy() for k, v in table.boxes.items()}
-    for e in entries if 'area' in boxes else ():
-        b = e['box']
-        if 'set' in e['action'].split('+') and _is_box_area(table, b):
-            boxes['area'][b] = abs(np.prod(d.xyxy[b, 2:] - d.xyxy[b, :2]))
+    if 'area' in boxes:
+        rows = np.array([e['box'] for e in entries if 'set' in e['action'].split('+')], int)
+        old, new = (abs(np.prod(b[rows, 2:] - b[rows, :2], 1)) for b in (table.xyxy, d.xyxy))
+        own = abs(abs(boxes['area'][rows]) - old) <= 1e-3*old + 1e-9
+        boxes['area'][rows[own]] = new[own]
     boxes |= dict(zip(_SIDES, d.xyxy.T.copy())) | dict(category=d.category, image=d.image)
     if 'slot' in boxes: boxes['slot'][d.image != table.boxes['image']] = -1 # its record was another image's
     return boxes

@@ -98,11 +98,10 @@ def _near_duplicates(hashes: list[bytes]) -> np.ndarray: # (P, 2) rows
 
 # %% ../../nbs/cleaning/30_split.ipynb #99e224e5
 def groups(t: Table, # with digests
-           group=augmentation_stem, # function of the file name; '' : on its own
           ) -> list[str]: # one key an image
     "What must not be torn apart: siblings by name, copies by content, images that look the same."
     digest = t.images['sha256']
-    own = [group(f) or d or normalize_name(f) for f, d in zip(t.images['file'], digest)]
+    own = [augmentation_stem(f) or d or normalize_name(f) for f, d in zip(t.images['file'], digest)]
     up = list(range(t.n_images))
     def top(i):
         while up[i] != i: up[i] = i = up[up[i]]
@@ -140,12 +139,11 @@ def _split_size(u: np.ndarray, # (n,) the stratum's numbers
 
 # %% ../../nbs/cleaning/30_split.ipynb #36c42ccb
 def _split_by_hash(t: Table, val: float, test: float, # shares
-                   seed: int, group=augmentation_stem, # see groups
-                   known=None, # sha256 -> split of images that were split before
+                   seed: int, known=None, # sha256 -> split of images that were split before
                   ) -> np.ndarray: # (I,) split
     "Every group by its own number, stratum by stratum, at least one in val; known images and their groups stay."
     t = with_digests(t)
-    keys, of = np.unique(np.array(groups(t, group), object), return_inverse=True)
+    keys, of = np.unique(np.array(groups(t), object), return_inverse=True)
     u, kind = hash_to_unit(keys, seed), _rarest_class(t, of, len(keys))
     out, told = np.full(len(keys), 'train', object), np.zeros(len(keys), bool)
     for k, d in zip(of, t.images['sha256']):
@@ -205,7 +203,6 @@ def _check_request(val: float, test: float, how: str) -> None:
 def split(t: Table,
           val: float = .15, test: float = 0., # shares
           how: str = 'hash', # hash, time, given or auto
-          group=augmentation_stem, # what to keep together, by file name (hash)
           gap: int = 20, # frames left out at a border (time)
           seed: int = 0, # of the draw (hash)
           known=None, # sha256 -> split of images that keep theirs (hash)
@@ -222,7 +219,7 @@ def split(t: Table,
                          'split by hash or time')
     if how == 'hash': t = with_digests(t)
     rest, new = t.keep_images(~apart), s.copy()
-    if how == 'hash': new[~apart] = _split_by_hash(rest, val, test, seed, group, known)
+    if how == 'hash': new[~apart] = _split_by_hash(rest, val, test, seed, known)
     else: new[~apart] = _split_by_time(rest, val, test, gap)
     return t.with_images(split=new).keep_images(new != '')
 

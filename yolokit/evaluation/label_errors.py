@@ -19,7 +19,7 @@ from ..network.model import Detector
 from ..data.table import concat, Table
 from ..data.formats import read
 from ..data.loader import Loader
-from ..cleaning import checks, split
+from ..cleaning import split
 from ..cleaning.checks import MODEL_FINDINGS, Findings, make_findings
 from ..training.recipes import RECIPES
 from ..training.runs import Run
@@ -196,11 +196,10 @@ def merge_findings(*findings: Findings, # about one table
 def _assign_folds(table: Table,
                   n: int = 2, # folds
                   seed: int = 0,
-                  group=checks.augmentation_stem, # function of the file name: what to keep together; '' : on its own
                  ) -> np.ndarray: # (I,) fold of each image, 0 .. n-1
     "By content: copies and siblings in one fold, the same on every machine, stable when images are added."
     t = split.with_digests(table)
-    return (split.hash_to_unit(split.groups(t, group), seed)*n).astype(int)
+    return (split.hash_to_unit(split.groups(t), seed)*n).astype(int)
 
 # %% ../../nbs/evaluation/56_label_errors.ipynb #f4de31d0
 def _train_fold(table: Table,
