@@ -71,7 +71,7 @@ def init_distributed(device: str = 'cpu', # 'cpu': gloo; 'cuda': NCCL
 
 def shutdown_distributed(team: World) -> None:
     "Leave the others."
-    if not team.alone and dist.is_initialized(): dist.destroy_process_group()
+    if not team.alone: dist.destroy_process_group()
 
 # %% ../../nbs/training/37_distributed.ipynb #83468205
 @patch

@@ -147,16 +147,14 @@ def scaled_gains(g: LossGains,
     "The gains as their lineage scales them."
     if g.lineage not in ('v5', 'yolor'): raise ValueError(f"lineage {g.lineage!r}: only 'v5' and 'yolor' are known")
     v5 = g.lineage == 'v5'
-    balance = {3: (4., 1., .4), 5: (4., 1., .25, .06, .02) if v5
-               else (4., 1., .5, .4, .1)}.get(n, (4., 1., .25, .06, .02) if v5 else (4., 1., .4, .1))
+    if n == 3: balance = 4., 1., .4
+    elif v5: balance = 4., 1., .25, .06, .02
+    else: balance = (4., 1., .5, .4, .1) if n == 5 else (4., 1., .4, .1)
     obj = g.obj*(pixels/640**2 if v5 else 1.4 if n >= 4 else 1.)
     return (g.box*(3/n), obj*(3/n), g.cls*(nc/80)*(3/n)), balance
 
 # %% ../../nbs/training/32_loss.ipynb #141d11ad
 HEADS_WITHOUT_LOSS = 'Gaussian_yolo', 'detection'   # kinds of heads
-
-class _LossError(ValueError):
-    "A head without a loss."
 
 # %% ../../nbs/training/32_loss.ipynb #7f5bedcf
 class Loss(nn.Module):
@@ -165,7 +163,7 @@ class Loss(nn.Module):
                  gains: LossGains = LossGains()):
         super().__init__()
         if odd := [h for h in detector.heads if getattr(h, 'kind', 'yolo') in HEADS_WITHOUT_LOSS]:
-            raise _LossError(f'a [{odd[0].kind}] head is read, run and judged here, but not trained: [yolo] and '
+            raise ValueError(f'a [{odd[0].kind}] head is read, run and judged here, but not trained: [yolo] and '
                              f'[region] are. Take a cfg with those')
         self.heads, self.gains = list(detector.heads), gains
         strides = sorted(h.stride for h in self.heads)

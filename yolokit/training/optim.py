@@ -80,13 +80,12 @@ def make_optimizer(groups: dict,       # of lists of parameters, by role
                   ) -> torch.optim.Optimizer:
     "An optimiser whose groups are known by name."
     ps = [dict(params=p, name=k, weight_decay=weight_decay if k == 'weight' else 0.) for k, p in groups.items() if p]
-    # one kernel instead of hundreds
-    fused = all(p.device.type in ('cuda', 'cpu') for g in ps for p in g['params']) or None
+    # fused: one kernel instead of hundreds
     if kind in ('sgd', 'heavy'):
-        return torch.optim.SGD(ps, lr=lr0, momentum=momentum, nesterov=kind == 'sgd' and momentum > 0, fused=fused)
+        return torch.optim.SGD(ps, lr=lr0, momentum=momentum, nesterov=kind == 'sgd' and momentum > 0, fused=True)
     if kind in ('adam', 'adamw'):
         return dict(adam=torch.optim.Adam, adamw=torch.optim.AdamW)[kind](ps, lr=lr0, betas=(momentum, .999),
-                                                                          fused=fused)
+                                                                          fused=True)
     raise ValueError(f'optimizer {kind!r}: choose sgd, heavy, adam or adamw')
 
 # %% ../../nbs/training/33_optim.ipynb #449afbc1
@@ -136,9 +135,9 @@ def scaled_weight_decay(bs: int, weight_decay=5e-4, nominal=64) -> float:
 # %% ../../nbs/training/33_optim.ipynb #a2bcddf5
 class EMA:
     "Exponential moving average of a model's floating-point parameters and buffers."
-    def __init__(self, model: nn.Module, decay=.9999, tau=2000., updates=0):
+    def __init__(self, model: nn.Module, decay=.9999, tau=2000.):
         self.model = copy.deepcopy(_unwrap(model)).eval().requires_grad_(False)
-        self.decay, self.tau, self.updates, self.pairs = decay, tau, updates, None
+        self.decay, self.tau, self.updates, self.pairs = decay, tau, 0, None
 
     @torch.no_grad()
     def update(self, model: nn.Module):

@@ -152,17 +152,13 @@ _COMPAT_FLAGS = {
     'five-decimals': 'boxes are what five decimals of the image\'s size leave of them',
 }
 
-@lru_cache
-def _split_names(compat: str) -> frozenset:
-    words = {w.strip() for w in compat.split(',')} - {''}
-    for w in words - {'challenge', *_COMPAT_FLAGS}:
-        raise TrainError(f'compat={compat!r}: {w!r} is not a quirk; known are {", ".join(_COMPAT_FLAGS)}, and '
-                         f'challenge for all of them')
-    return frozenset(_COMPAT_FLAGS if 'challenge' in words else words)
-
-def compat_flags(r: Recipe) -> frozenset: # of names
+def compat_flags(r: Recipe) -> set: # of names
     "What `compat` asks for."
-    return _split_names(r.compat)
+    words = {w.strip() for w in r.compat.split(',')} - {''}
+    for w in words - {'challenge', *_COMPAT_FLAGS}:
+        raise TrainError(f'compat={r.compat!r}: {w!r} is not a quirk; known are {", ".join(_COMPAT_FLAGS)}, and '
+                         f'challenge for all of them')
+    return set(_COMPAT_FLAGS) if 'challenge' in words else words
 
 # %% ../../nbs/training/34_recipes.ipynb #adc45652
 SPARSITY = ('l1', 'polarised')
