@@ -164,7 +164,7 @@ def told(sig, phase):
     if phase == 'stepping': wrap(optim.EMA, 'update', before=tell, nth=7)
     if phase == 'saving': wrap(torch, 'save', after=tell, nth=5)
     if phase == 'judging': wrap(time, 'sleep', before=lambda s: s == .02 and os.kill(os.getpid(), sig), nth=0)
-    if phase == 'finishing': wrap(apps_train, 'plot_curves', after=tell)
+    if phase == 'finishing': wrap(apps_train.monitor, 'plot_curves', after=tell)
 
 
 def orphan(n):
@@ -189,7 +189,7 @@ def live(root, config, log, faults=(), every=.0, cache=True):
     def fit(run, t, loader, evaluate=None, stop=None, options=training_train.FitOptions()):
         return real(run, t, loader, evaluate, stop, replace(options, save_every=every))
     apps_train.fit = fit
-    if not cache: apps_train.available_memory = lambda: 0
+    if not cache: apps_train.environment.available_memory = lambda: 0
     for what, *args in faults: {**PLACES, **FAULTS}[what](*args)
     code = 0
     apps_train.make_validator, apps_train.finish_run = judge, finish

@@ -40,7 +40,7 @@ def parent(root):
 def plain(monkeypatch):
     "Runs without pictures, predictions and exports, which the other tests look at."
     monkeypatch.setattr('yolokit.apps.train.finish_run', lambda run, d, data: {})
-    monkeypatch.setattr('yolokit.apps.train.plot_curves', lambda run: None)
+    monkeypatch.setattr('yolokit.training.monitor.plot_curves', lambda run: None)
     monkeypatch.setattr('yolokit.apps.compress._export_run', lambda *a: None)
 
 

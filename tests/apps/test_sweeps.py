@@ -32,7 +32,7 @@ def test_trials_are_runs_and_a_sweep_goes_on(here):
     out = sweep.run_search(config(trials=2))
     assert len(out['trials']) == 2 and out['value'] == max(t['AP'] for t in out['trials'] if t['state'] == 'complete')
     for t in out['trials']:
-        run = runs.open_run(t['run'])
+        run = runs.Run.open(t['run'])
         assert (run.info['state'] in ('finished', 'pruned') and run.config['bs'] == t['bs']
                 and abs(run.config['lr0'] - t['lr0']) < 1e-12 and run.config['steps'] == 4)
         if t['state'] == 'complete': assert run.info['result']['AP'] == t['AP'] and (run.folder/'judged.json').exists()
@@ -45,7 +45,7 @@ def test_trials_are_runs_and_a_sweep_goes_on(here):
     with pytest.raises(sweep.SweepError, match='asked something else'): sweep.run_search(config(space='lr0=0.1..0.2'))
     judged = sweep.run_search(sweep.SweepConfig(what='judge', space='iou=0.3|0.7',
                                                 fixed=f'run={more["run"]} workers=0 device=cpu', trials=2, name='nms'))
-    assert {runs.open_run(t['run']).info['stage'] for t in judged['trials']} == {'judged'}
+    assert {runs.Run.open(t['run']).info['stage'] for t in judged['trials']} == {'judged'}
 
 
 def test_settings_of_a_dead_process_are_tried_again(here):
@@ -98,14 +98,14 @@ def test_hopeless_trials_are_pruned(here, monkeypatch):
     "A made-up detector quality, a real training loop: the median decides between evaluations."
     values = iter([.9, .8, .85, .9, .1, .1, .1])
     def trial(what, v, name, tell):
-        runs.new_run('baseline', name)
+        runs.Run.new('baseline', name)
         q = next(values)
         for step in range(1, 4): tell(step, dict(AP=q))
         return dict(AP=q)
     monkeypatch.setattr(sweep, 'run_trial', trial)
     out = sweep.run_search(config(trials=6))
     assert [t['state'] for t in out['trials']] == ['complete']*4 + ['pruned']*2
-    assert runs.open_run('sweep-0004').info['state'] == 'pruned'
+    assert runs.Run.open('sweep-0004').info['state'] == 'pruned'
 
 
 def test_faults_are_told_not_swept_under(here):
@@ -207,7 +207,7 @@ def test_a_pod_s_command_here_and_what_katib_reads_of_it(here, tmp_path):
     assert subprocess.run([*shell, line], env=env, cwd=tmp_path,
                           timeout=300).returncode == 0, (tmp_path/'metrics.log').read_text()[-3000:]
     assert (tmp_path/'pid').read_text() == 'completed\n'
-    log, run = (tmp_path/'metrics.log').read_text(), runs.open_run('baseline-001')
+    log, run = (tmp_path/'metrics.log').read_text(), runs.Run.open('baseline-001')
     names = ['AP', 'AP50', 'AP75']
     found = {k: sweep.parse_katib_log(log, names, k) for k in sweep.KATIB_FILTERS}
     assert found['now'] == found['2021'] == found['2020']

@@ -7,7 +7,7 @@ __all__ = ['TrainConfig', 'validate_config', 'build_cfg', 'cfg_sha256', 'recipe_
            'prepare_data', 'train']
 
 # %% ../../nbs/apps/71_train.ipynb #4a540e10
-import contextlib, copy, hashlib, importlib, itertools, math, os, sys, time
+import contextlib, hashlib, importlib, itertools, math, os, sys, time
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 import numpy as np, torch
@@ -15,7 +15,6 @@ from torch import nn
 from ..core import environment
 from ..core.files import project_root, resolve_path, sha256
 from ..core.console import log_line
-from ..core.environment import available_memory
 from ..network import checkpoints, zoo
 
 # %% ../../nbs/apps/71_train.ipynb #d7a1d4ba
@@ -32,10 +31,9 @@ from ..training.recipes import (accumulation, batches_done, compat_flags, is_eva
                                       sparsity_of, total_steps, TrainError, training_view)
 from ..training.runs import Run, RunError
 from ..training.distributed import RankError, World
-from ..training.launcher import launch, StopFlag, TrainingInterrupted
+from ..training.launcher import StopFlag, TrainingInterrupted
 from ..training.step import endless_batches, forward_loss, init_training, resolve_amp, TrainState
 from ..training.guards import is_oom
-from ..training.monitor import draw_first_batches, plot_curves
 from ..training.train import fit, FitOptions
 from ..evaluation.results import read_results
 
@@ -99,10 +97,8 @@ def validate_config(c: TrainConfig) -> None:
                          f'{", ".join(DATASETS)}')
     resolve_amp(c.amp, torch.device('cpu'))
     if c.tensorboard: monitor.summary_writer()
-    if c.compile: _check_compile(c, environment.device(c.device))
-
-def _check_compile(c: TrainConfig, dev: torch.device) -> None:
-    "Refuse compile=True where there is no compiler, or with a teacher."
+    if not c.compile: return
+    dev = environment.device(c.device)
     compile.check_can_compile(dev)
     if c.teacher and compile.compile_backend(dev):
         raise TrainError('compile=True with a teacher: it listens to layers, which a compiled network does not have. '
@@ -308,23 +304,24 @@ def _make_loader(job: _TrainJob, r: Recipe,
     per = _batches_an_epoch(train.n_images, r)
     epochs = math.ceil(batches_done(r, total_steps(r, per), per)/per)
     # each process has a cache of its own
-    cache = 'ram' if train.n_images*w*h*3 < .5*available_memory()/job.team.near else ''
+    cache = 'ram' if train.n_images*w*h*3 < .5*environment.available_memory()/job.team.near else ''
     return Loader(train, (w, h), r.bs, job.config.seed, r.augment, job.config.workers, cache=cache, epochs=epochs,
                   parts=r.parts, replacement=r.replacement or 'replacement' in compat_flags(r),
                   pin=job.dev.type == 'cuda', log=log, share=(job.team.rank, job.team.world))
 
 # %% ../../nbs/apps/71_train.ipynb #7f8773b1
-def _time_steps(detector: Detector, loader: Loader, r: Recipe, dev: torch.device, amp: str,
-                steps: int = 3) -> float: # seconds an image; nan where there is not enough memory for a trial
-    "Time of a few steps on a copy; the first one, which also starts the loader's processes, does not count."
-    t, times, batches = init_training(copy.deepcopy(detector), r, dev, amp), [], endless_batches(loader, 0)
+def _time_steps(job: _TrainJob, r: Recipe, loader: Loader,
+               ) -> float: # seconds an image; nan where there is not enough memory for a trial
+    "Time of three steps; the one before, which also starts the loader's processes, does not count."
+    detector = Detector(job.cfg, job.data.names, job.config.seed)
+    t, times, batches = init_training(detector, r, job.dev, job.amp), [], endless_batches(loader, 0)
     with torch.random.fork_rng(devices=[]):
         try:
-            for batch in itertools.islice(batches, steps + 1):
+            for batch in itertools.islice(batches, 4):
                 forward_loss(t, batch)[0].backward()
                 t.optimizer.step()
                 t.optimizer.zero_grad()
-                if dev.type == 'cuda': torch.cuda.synchronize()
+                if job.dev.type == 'cuda': torch.cuda.synchronize()
                 times.append(time.monotonic())
         except Exception as e:
             if not is_oom(e): raise
@@ -340,9 +337,11 @@ def _log_plan(job: _TrainJob,
     d, c = job.facts, job.config
     n = {s: job.data.split(s).n_images for s in ('train', 'val')}
     size, arithmetic = 'x'.join(map(str, _input_size(job.cfg))), job.amp if job.amp != 'off' else 'float32'
+    many = '' if job.team.alone else f'{job.team.world} processes, each on '
     lines = [f'data: {d["source"]}, {n["train"]} images to train on, {n["val"]} to judge by, '
              f'{len(job.data.names)} classes',
-             f'network: {c.network or "yolokit-nano"} at {size}, on {_describe_device(job)}, {arithmetic}', *job.notes]
+             f'network: {c.network or "yolokit-nano"} at {size}, on {many}{job.dev} ({job.threads} '
+             f'thread{"s"*(job.threads > 1)}), {arithmetic}', *job.notes]
     whole = 0.
     for k, s in enumerate(job.stages, 1):
         left, took = _forecast(job, s, seconds, n['val'])
@@ -380,11 +379,6 @@ def _describe_start(s: _StageRun) -> str:
     if s.start == 'none': return 'random weights'
     p = Path(s.start)
     return f'the best weights of {p.parents[1].name}' if p.name == 'best.pt' and len(p.parts) > 2 else p.name
-
-def _describe_device(job: _TrainJob) -> str:
-    "The machine, in words."
-    many = '' if job.team.alone else f'{job.team.world} processes, each on '
-    return f'{many}{job.dev} ({job.threads} thread{"s"*(job.threads > 1)})'
 
 def _format_duration(s: float) -> str: # s: seconds
     "A duration as one says it."
@@ -530,7 +524,7 @@ def _truncate_run(job: _TrainJob, s: _StageRun, loader: Loader) -> None:
     "The run's folder as it was at the checkpoint; of a new run, its first batches."
     for f, k in (('steps.csv', 'step'), ('speed.csv', 'step'), ('metrics.csv', 'judged')):
         runs.truncate_csv(s.run.folder/f, (s.state or {}).get(k, 0), s.run.say)
-    if not s.state: draw_first_batches(loader, s.recipe, job.data.names, s.run.folder/'plots')
+    if not s.state: monitor.draw_first_batches(loader, s.recipe, job.data.names, s.run.folder/'plots')
 
 def _record_result(run: Run, t: TrainState,
                    seconds: float, # that the stage took
@@ -550,12 +544,10 @@ def _finish_stage(job: _TrainJob, s: _StageRun, t: TrainState, seconds: float, s
     "What comes after the last step."
     run = s.run
     _record_result(run, t, seconds)
-    stop.at_once = True  # what follows can be done again
-    try:
+    with stop.immediate():  # what follows can be done again
         if stop.why: raise TrainingInterrupted(f'stopped: {stop.why}')
-        plot_curves(run)
+        monitor.plot_curves(run)
         finish_run(run, checkpoints.load_checkpoint(run.folder/'weights/best.pt'), job.data)
-    finally: stop.at_once = False
     run.update(state='finished', ended=time.strftime('%Y-%m-%d %H:%M:%S'))
     monitor.write_report(run)
 
@@ -597,9 +589,7 @@ def _plan_job(c: TrainConfig, dev: torch.device, threads: int, team: World, stop
     "Prepare the data, and find out what has to be run."
     notes = []
     log_line(f'stage {c.stage} on {dev}: the data first')
-    stop.at_once = True
-    try: table, facts = prepare_data(c)
-    finally: stop.at_once = False
+    with stop.immediate(): table, facts = prepare_data(c)
     cfg = build_cfg(c, len(table.names))
     cfg, found = _with_fitted_anchors(cfg, table, recipe_for(c.stage, c), c.seed, notes.append)
     job = _TrainJob(c, table, facts, cfg, dev, resolve_amp(c.amp, dev), threads, notes=notes, anchors=found,
@@ -620,16 +610,14 @@ def _run_job(job: _TrainJob, stop: StopFlag,
     try:
         first = job.stages[0]
         loader = _make_loader(job, first.recipe, first.run.log)
-        job.team.share(lambda: _log_plan(job, _trial(job, first, loader)))
+        job.team.share(lambda: _log_plan(job, _time_steps(job, first.recipe, loader)))
         for s in job.stages: _run_stage(job, s, stop, loader if s is first else None, on_evaluation)
     except BaseException as e: return _mark_failed(job, e)
     finally:
         for s in job.stages: runs.unlock_run(s.run)
     return _log_results(job) if job.team.first else job.stages[-1].run
 
-def _trial(job: _TrainJob, s: _StageRun, loader: Loader) -> float: # seconds an image
-    "How long a step of a stage takes here."
-    return _time_steps(Detector(job.cfg, job.data.names, job.config.seed), loader, s.recipe, job.dev, job.amp)
+
 
 # %% ../../nbs/apps/71_train.ipynb #7f349938
 def _mark_failed(job: _TrainJob, e: BaseException) -> None:
@@ -674,7 +662,7 @@ def _train_in_processes(c: TrainConfig, # with all that is known
     _check_gpus(c)
     given = {f.name: getattr(asked, f.name) for f in fields(TrainConfig) if getattr(asked, f.name) != f.default}
     words = [f'{k}={v}' for k, v in (given | dict(gpus=c.gpus)).items()]
-    report = launch(c.gpus, ['-m', 'yolokit.apps.train', *words])
+    report = launcher.launch(c.gpus, ['-m', 'yolokit.apps.train', *words])
     made = [Run.open(n) for n in report['runs']]
     if not report['code'] and made: return made[-1]
     state, why = _why_ended(report, c.gpus)

@@ -25,6 +25,11 @@ class StopFlag:
         again, self.why = self.why, self.why or why
         # the second Ctrl-C of somebody who will not wait, or the first while nothing can be lost
         if again == why == 'Ctrl-C' or self.at_once: raise TrainingInterrupted(f'stopped: {why}')
+    @contextmanager
+    def immediate(self): # for a block that can be done again
+        self.at_once = True
+        try: yield
+        finally: self.at_once = False
 
 # %% ../../nbs/training/38_launcher.ipynb #ebd165da
 def watch_parent(stop: StopFlag, # gets .orphan when the parent is gone

@@ -70,20 +70,10 @@ def tensorboard_logger(folder, # for the event files
     return show
 
 # %% ../../nbs/training/42_monitor.ipynb #082d7d20
-def _markdown_cell(text: str, n: int) -> dict: # markdown; which cell it is
-    "A markdown cell."
-    return dict(cell_type='markdown', id=f'm{n:03d}', metadata={}, source=text)
-
 def _code_cell(source: str, n: int, outputs=()) -> dict:
     "A code cell with its outputs."
     return dict(cell_type='code', id=f'c{n:03d}', metadata={}, execution_count=None, source=source,
                 outputs=list(outputs))
-
-def _image_output(path: Path, # a PNG
-                 ) -> dict:
-    "A picture as a cell's output."
-    png = b64encode(path.read_bytes()).decode()
-    return dict(output_type='display_data', metadata={}, data={'image/png': png, 'text/plain': path.name})
 
 def _markdown_table(rows: dict) -> str: # name: value
     "Two columns of markdown."
@@ -95,14 +85,12 @@ def _run_summary(run: Run) -> list[str]: # markdown, a text a cell
     "What a run was and how it ended."
     i = run.info
     git, data, network = i.get('git') or {}, i.get('data') or {}, i.get('network') or {}
-    head = dict(stage=i.get('stage'), state=i.get('state'), started=i.get('started'), ended=i.get('ended'),
-                parent=i.get('parent') or 'none',
-                network=network.get('name'), data=data.get('source'), images=data.get('images'),
-                boxes=data.get('boxes'))
+    head = {k: i.get(k) for k in ('stage', 'state', 'started', 'ended')} | dict(
+        parent=i.get('parent') or 'none', network=network.get('name'), data=data.get('source'),
+        images=data.get('images'), boxes=data.get('boxes'))
     result = {k: v for k, v in (i.get('result') or {}).items() if not isinstance(v, (dict, list))}
     result |= i.get('cost') or {}
-    made = dict(seed=i.get('seed'), device=i.get('device'), threads=i.get('threads'), amp=i.get('amp'),
-                steps=i.get('steps'),
+    made = {k: i.get(k) for k in ('seed', 'device', 'threads', 'amp', 'steps')} | dict(
                 git=(git.get('revision') or 'none') + (' with uncommitted changes' if git.get('diff') else ''),
                 data_fingerprint=data.get('fingerprint'), network_sha256=network.get('sha256'),
                 weights_sha256=i.get('weights_sha256'))
@@ -123,8 +111,10 @@ def _report_cell(c: str | Path, # markdown, or a PNG
                  n: int, # which cell it is
                 ) -> dict:
     "A cell of the report: text, or a picture with the code that shows it."
-    if isinstance(c, str): return _markdown_cell(c, n)
-    return _code_cell(f"from IPython.display import Image\nImage('plots/{c.name}')", n, [_image_output(c)])
+    if isinstance(c, str): return dict(cell_type='markdown', id=f'm{n:03d}', metadata={}, source=c)
+    picture = {'image/png': b64encode(c.read_bytes()).decode(), 'text/plain': c.name}
+    return _code_cell(f"from IPython.display import Image\nImage('plots/{c.name}')", n,
+                      [dict(output_type='display_data', metadata={}, data=picture)])
 
 def write_report(run: Run) -> Path: # report.ipynb in the run's folder
     "Write the report: what was run, how it ended, the pictures, where the files are."
@@ -147,11 +137,10 @@ def write_report(run: Run) -> Path: # report.ipynb in the run's folder
 def _draw_batch(batch: Batch,
                 names: list, # of the classes
                 path, # PNG to write
-                n: int = 9, # images at most
                ) -> None:
-    "The first images of a batch as the network sees them, with the boxes it is to find."
+    "The first nine images of a batch as the network sees them, with the boxes it is to find."
     shown = []
-    for rgb, t in zip(batch.images[:n], batch.targets[:n]):
+    for rgb, t in zip(batch.images[:9], batch.targets[:9]):
         t = t[t[:, 0] >= 0].double().numpy()
         xyxy = np.concatenate([t[:, 1:3] - t[:, 3:]/2, t[:, 1:3] + t[:, 3:]/2], 1)
         classes = t[:, 0].astype(int)
@@ -164,11 +153,11 @@ def _draw_batch(batch: Batch,
 
 # %% ../../nbs/training/42_monitor.ipynb #40017c35
 def draw_first_batches(loader: Loader, r: Recipe, names: list, folder, # batch.png, batch2.png, batch3.png
-                       n: int = 3) -> None:
+                      ) -> None:
     "Draw what the training sees first."
     worth = lambda epoch: image_weights(loader.work.source.truth, np.zeros(len(names)))
     batches = endless_batches(loader, 0, worth if r.image_weights else None)
-    for k, batch in enumerate(itertools.islice(batches, n), 1):
+    for k, batch in enumerate(itertools.islice(batches, 3), 1):
         _draw_batch(batch, names, Path(folder)/f'batch{k if k > 1 else ""}.png')
     batches.close()
 

@@ -64,11 +64,9 @@ def _evaluate_average(t: TrainState,
     if not evaluate: return {}
     model = t.ema.model.eval()
     def look():
-        stop.at_once = True   # nothing is lost: the checkpoint was written before, and the evaluation is done again
-        try:
-            with oom_advice('judging', 'lower bs'): m = evaluate(model)
-            return {k: v for k, v in m.items() if k == 'per_class' or isinstance(v, (int, float, np.number))}
-        finally: stop.at_once = False
+        # nothing is lost: the checkpoint was written before, and the evaluation is done again
+        with stop.immediate(), oom_advice('judging', 'lower bs'): m = evaluate(model)
+        return {k: v for k, v in m.items() if k == 'per_class' or isinstance(v, (int, float, np.number))}
     return t.team.share(look)
 
 def _update_best(t: TrainState,
@@ -142,17 +140,17 @@ def _compiled_network(run: Run, t: TrainState, fast: compile.CompiledStep, loade
     "For a block `fast` makes the steps; it is tried in every shape first."
     began, was = time.monotonic(), (t.ddp, t.compiled)
     try:
-        t.ddp, t.compiled, stop.at_once = None, fast, True  # a signal may stop this: nothing is lost yet
+        t.ddp, t.compiled = None, fast
         n = min(t.recipe.bs, loader.part or loader.n)//(t.recipe.virtual or t.team.world)
-        if not memory_level(t): warm_up_compile(t, n, loader, sizes)
-        t.ddp, stop.at_once = was[0], False
+        with stop.immediate(): # a signal may stop this: nothing is lost yet
+            if not memory_level(t): warm_up_compile(t, n, loader, sizes)
+        t.ddp = was[0]
         shapes, boxes = ', '.join(f'{w}x{h}' for w, h in sizes), ' or '.join(map(str, fast.widths))
         _log_compiler(run, compile.compiler_version(t.dev),
                       f'{n} images of {shapes} with up to {boxes} boxes, in {time.monotonic() - began:.0f} s')
         yield
     finally:
         t.ddp, t.compiled = was
-        stop.at_once = False
 
 # %% ../../nbs/training/43_train.ipynb #cb77018b
 @contextmanager
