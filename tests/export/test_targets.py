@@ -9,7 +9,7 @@ import torch
 
 from yolokit.network.cfg import Cfg, CfgError
 from yolokit.network.weights import layout, write_weights
-from yolokit.export.compatibility import RUNTIMES, check_compatibility, deepstream, deepstream_floats, file_floats
+from yolokit.export.compatibility import RUNTIMES, check_compatibility, deepstream, file_floats
 from test_corpus import corpus, detects, files, read, small
 from test_darknet import CASES, fill
 from test_network import FAST, calibrated, picture, real
@@ -112,7 +112,7 @@ def test_yolo_fastest_is_miswired_in_deepstream():
     assert any(f.effect == 'silent' and 'instead of' in f.found
                for f in check_compatibility(cfg, 'deepstream')) and deepstream(cfg).problems
     assert not [f for f in check_compatibility(cfg, 'darknet')]
-    assert deepstream_floats(cfg) < file_floats(cfg.plan()) == 346_062
+    assert deepstream(cfg).floats < file_floats(cfg.plan()) == 346_062
 
 
 @torch.no_grad()

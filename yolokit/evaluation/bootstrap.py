@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ..core.images import use_hangul_font
 from ..core.rng import rng
 from ..data.table import Table
-from .matching import IGNORED, RECALL_THRESHOLDS, align_detections, check_boxes, match, Match
+from .matching import IGNORED, RECALL_THRESHOLDS, align_detections, match, Match
 
 # %% ../../nbs/evaluation/52_bootstrap.ipynb #1afb939d
 @dataclass
@@ -62,12 +62,11 @@ def _mean_finite(ap: np.ndarray, # (C, T, D)
 
 def bootstrap_ap(m: Match,
                  w: np.ndarray, # (D, I) how often each image was drawn
-                 step: int = 8_000_000, # numbers at a time
                 ) -> np.ndarray: # (D, 3) AP, AP50, AP75; nan where nothing was drawn or the threshold is not there
     "AP of every draw."
     out, classes = [], _class_hits(m)
     most = max((len(i) for i, *_ in classes), default=1)
-    for part in np.array_split(w, max(1, min(len(w), len(w)*max(most, m.images)//step))):
+    for part in np.array_split(w, max(1, min(len(w), len(w)*max(most, m.images)//8_000_000))):
         ap = np.full((len(classes), len(m.ious), len(part)), np.nan)
         for c, (image, truth, per) in enumerate(classes):
             total, n = np.cumsum(part[:, image], 1, dtype=np.int32), part[:, truth].sum(1)
@@ -89,8 +88,6 @@ def _bootstrap_weights(images: int, # how many
 
 def _matched(truth: Table, detections: Table) -> Match:
     "Checked, aligned, matched."
-    check_boxes(truth, 'truth')
-    check_boxes(detections, 'detections')
     return match(truth, align_detections(truth, detections))
 
 def bootstrap_interval(truth: Table, detections: Table,

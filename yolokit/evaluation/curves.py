@@ -15,11 +15,10 @@ from .matching import UNMATCHED, align_detections, crowd_flags, matched_truth, p
 
 # %% ../../nbs/evaluation/50_curves.ipynb #a82bb789
 def confidence_curves(truth: Table, detections: Table,
-                      iou: float = .5, # threshold
                      ) -> dict: # conf (1001,), best: index into it; precision, recall, f1 (C, 1001), nan without truth
-    "Precision, recall and F1 of each class at each confidence."
+    "Precision, recall and F1 of each class at each confidence, at an IoU of one half."
     found = align_detections(truth, detections)
-    b, hit = found.boxes, matched_truth(truth, found, iou)
+    b, hit = found.boxes, matched_truth(truth, found)
     conf, C = np.linspace(0, 1, 1001), len(truth.names)
     above = lambda mask: (n := np.sort(b['score'][mask])).size - np.searchsorted(n, conf)
     right = np.array([above((b['category'] == k) & (hit >= 0)) for k in range(C)]).reshape(C, -1)
@@ -36,14 +35,13 @@ def confidence_curves(truth: Table, detections: Table,
 # %% ../../nbs/evaluation/50_curves.ipynb #5539cfec
 def confusion_matrix(truth: Table, detections: Table,
                      conf: float = .25, # detections that score at least this
-                     iou: float = .5, # threshold
                     ) -> np.ndarray: # (C+1, C+1) int: truth down, detection across; last: background, missed
-    "Count which class is detected as which: pairs by IoU whatever their classes, each box once."
+    "Count which class is detected as which: pairs of IoU .5 or more whatever their classes, each box once."
     found, C = align_detections(truth, detections), len(truth.names)
     t, d = truth.keep(~crowd_flags(truth)), found.keep(found.boxes['score'] >= conf)
     i, j = (np.argsort(x.boxes['image'], kind='stable') for x in (t, d))
     ki, kj = t.boxes['image'][i], d.boxes['image'][j]
-    b, a, v = pairs_above_iou(xyxy2xywh(d.xyxy)[j], xyxy2xywh(t.xyxy)[i], kj, ki, np.zeros(len(i), bool), iou)
+    b, a, v = pairs_above_iou(xyxy2xywh(d.xyxy)[j], xyxy2xywh(t.xyxy)[i], kj, ki, np.zeros(len(i), bool), .5)
     m, of, said = np.zeros((C + 1, C + 1), np.int64), t.boxes['category'][i], d.boxes['category'][j]
     left, right = np.ones(len(i), bool), np.ones(len(j), bool) # not paired yet
     for k in np.lexsort((b, a, -v)).tolist():

@@ -17,7 +17,7 @@ from ..core.files import atomic_write
 from ..data.table import Table
 from ..data.viewer import show_predictions
 from ..cleaning.gallery import gallery
-from .matching import (UNMATCHED, align_detections, check_boxes, match, Match, mean_valid,
+from .matching import (UNMATCHED, align_detections, match, Match, mean_valid,
                                          pairs_above_iou, precision_curves)
 
 # %% ../../nbs/evaluation/53_errors.ipynb #76202019
@@ -60,10 +60,9 @@ def _best_pairs(i: np.ndarray, v: np.ndarray, # (P,) pairs' detections and IoUs
 
 def _error_types(m: Match, # at .5
                  truth: Table, found: Table, # aligned
-                 low: float = .1, high: float = .5, # IoU of something there, of the right place
                 ) -> tuple: # kind (n,), truth it is about (n,) or -1, IoU with it (n,)
     "Why each detection of a match at .5 is wrong."
-    n, wrong = len(m.row), m.found[0] == UNMATCHED
+    n, wrong, low, high = len(m.row), m.found[0] == UNMATCHED, .1, .5 # IoU of something there, of the right place
     d = np.argsort(m.image, kind='stable')
     g = np.flatnonzero(m.counts)[np.argsort(m.truth_image[m.counts], kind='stable')]
     i, j, v = pairs_above_iou(xyxy2xywh(found.xyxy)[m.row[d]], xyxy2xywh(truth.xyxy)[g], m.image[d], m.truth_image[g],
@@ -98,14 +97,10 @@ def _error_rows(m: Match, truth: Table, kind, of, v, # of _error_types
     return {k: r[order] for k, r in rows.items()}
 
 # %% ../../nbs/evaluation/53_errors.ipynb #a2f05ea2
-def classify_errors(truth: Table, detections: Table,
-                    max_det: int = 100, # detections an image and class
-                   ) -> _Errors:
+def classify_errors(truth: Table, detections: Table) -> _Errors:
     "What is wrong with these detections, the worst first; EvaluateError where they cannot be judged."
-    check_boxes(truth, 'truth')
-    check_boxes(detections, 'detections')
     found = align_detections(truth, detections)
-    m = match(truth, found, .5, max_det=max_det)
+    m = match(truth, found, .5)
     kind, of, v = _error_types(m, truth, found)
     known = np.zeros(len(truth), bool) # found, or what a wrong class or a bad location is about
     known[m.found[0][m.found[0] >= 0]] = True

@@ -6,26 +6,14 @@
 __all__ = ['rank_label_errors', 'merge_findings', 'plant_label_errors', 'precision_at_k']
 
 # %% ../../nbs/evaluation/56_label_errors.ipynb #b9c0aff8
-import json
 from dataclasses import replace
 from math import ceil
-from pathlib import Path
 import numpy as np
 from ..core.boxes import box_iou, box_iou_rowwise, clip_boxes, sort_corners
 from ..core.rng import rng
-from ..core.environment import deterministic, device
-from ..network import checkpoints, zoo
-from ..network.model import Detector
-from ..data.table import concat, Table
-from ..data.formats import read
-from ..data.loader import Loader
-from ..cleaning import split
+from ..data.table import Table
 from ..cleaning.checks import MODEL_FINDINGS, Findings, make_findings
-from ..training.recipes import RECIPES
-from ..training.runs import Run
-from ..training.step import init_training, resolve_amp
-from ..training.train import fit, FitOptions
-from ..inference.detect import detect
+from .matching import EvaluateError, align_detections
 
 # %% ../../nbs/evaluation/56_label_errors.ipynb #1a37edd4
 _SAME_PLACE_IOU = .4 # IoU from which two detections are one place
@@ -51,7 +39,6 @@ def _distinct_places(xyxy: np.ndarray, # (n, 4) detections of an image
 
 # %% ../../nbs/evaluation/56_label_errors.ipynb #41fca9ae
 def _label_evidence(truth: Table, found: Table, # images alike, see `_align_images`
-                    least: float = .02, # detections below are not looked at
                    ) -> tuple: # dict of columns, one row a label; dict of columns, one row a place
     "What the detections say about every label, and about every place."
     b, c, nc, n = truth.xyxy, truth.boxes['category'], len(truth.names), len(truth)
@@ -60,7 +47,7 @@ def _label_evidence(truth: Table, found: Table, # images alike, see `_align_imag
     spots, where = dict(image=[], row=[], near=[], kin=[]), found.xyxy
     for i in range(truth.n_images):
         d = found.of(i)
-        d = d[found.boxes['score'][d] >= least]
+        d = d[found.boxes['score'][d] >= .02] # below, nothing is looked at
         if not len(d): continue
         r, s, k = truth.of(i), found.boxes['score'][d], found.boxes['category'][d]
         kept, p = _distinct_places(where[d], s, k, nc)
@@ -97,40 +84,30 @@ def _fill_labels(out: dict, # columns of `_label_evidence`, filled in place
 def _expected_iou(overlap: np.ndarray, # (n,) IoU
                   size: np.ndarray, # (n,) area, px²
                   ok: np.ndarray, # (n,) bool: rows to learn from
-                  bins: int = 20, # most
                  ) -> np.ndarray: # (n,)
     "The median IoU among boxes of the same size."
     if ok.sum() < 5: return np.full(len(overlap), .8)
     x = np.log(size.clip(1))
-    parts = np.array_split(np.argsort(x[ok]), min(bins, ok.sum()//5))
+    parts = np.array_split(np.argsort(x[ok]), min(20, ok.sum()//5))
     return np.interp(x, [np.median(x[ok][p]) for p in parts], [np.median(overlap[ok][p]) for p in parts])
 
 # %% ../../nbs/evaluation/56_label_errors.ipynb #2fc833d6
-def _align_images(truth: Table, detections: Table) -> Table: # the detections, image by image as the truth has them
-    "Detections in the truth's rows of images and classes; ValueError where an image or a class is missing."
-    row = {v: i for i, v in enumerate(detections.images['id'].tolist())}
-    c = {n: i for i, n in enumerate(truth.names)}
-    lost = [str(f) for f, v in zip(truth.images['file'], truth.images['id'].tolist()) if v not in row]
-    if lost:
-        raise ValueError(f'{len(lost)} images were not detected on, such as {lost[0]}: '
-                         'every image needs the detector that has not seen it')
-    if odd := [n for n in detections.names if n not in c]:
-        raise ValueError(f'the detector knows {odd[0]!r}, the truth does not: its classes are {truth.names}')
-    d = detections.keep_images(np.array([row[v] for v in truth.images['id'].tolist()], int))
-    new = np.array([c[n] for n in d.names], int)
-    category = new[d.boxes['category']] if len(d) else d.boxes['category']
-    return replace(d, boxes=d.boxes | dict(category=category), names=truth.names)
+def _align_images(truth: Table, detections: Table) -> Table: # the detections, over the truth's images and classes
+    "As `align_detections`, and EvaluateError too where an image was not detected on."
+    seen = set(detections.images['id'].tolist())
+    lost = [str(f) for f, i in zip(truth.images['file'], truth.images['id'].tolist()) if i not in seen]
+    if not lost: return align_detections(truth, detections)
+    raise EvaluateError(f'{len(lost)} images were not detected on, such as {lost[0]}: '
+                        'every image needs the detector that has not seen it')
 
 # %% ../../nbs/evaluation/56_label_errors.ipynb #d6739e81
 def _normalize_scores(truth: Table, d: Table, # aligned
-                      at: float = .9, # quantile
-                      least: int = 20, # labels found, for a scale of its own
                      ) -> Table: # the detections; a score of 1 is what its class reaches in one found label of ten
     "Scores in units of their class."
     own, c = _label_evidence(truth, d)[0]['own'], truth.boxes['category']
-    every = np.quantile(own[own > 0], at) if (own > 0).any() else 1.
+    every = np.quantile(own[own > 0], .9) if (own > 0).any() else 1.
     hit = [own[(c == k) & (own > 0)] for k in range(len(truth.names))]
-    unit = np.array([np.quantile(h, at) if len(h) >= least else every for h in hit])
+    unit = np.array([np.quantile(h, .9) if len(h) >= 20 else every for h in hit])
     return replace(d, boxes=d.boxes | dict(score=d.boxes['score']/unit[d.boxes['category']]))
 
 def _label_error_scores(truth: Table, d: Table, # aligned, normalised
@@ -192,53 +169,6 @@ def merge_findings(*findings: Findings, # about one table
         raise ValueError('findings about different tables cannot be joined: rank and check the same one')
     return replace(first, rows={k: np.concatenate([f.rows[k] for f in findings]) for k in first.rows}).worst()
 
-# %% ../../nbs/evaluation/56_label_errors.ipynb #50cfd686
-def _assign_folds(table: Table,
-                  n: int = 2, # folds
-                  seed: int = 0,
-                 ) -> np.ndarray: # (I,) fold of each image, 0 .. n-1
-    "By content: copies and siblings in one fold, the same on every machine, stable when images are added."
-    t = split.with_digests(table)
-    return (split.hash_to_unit(split.groups(t), seed)*n).astype(int)
-
-# %% ../../nbs/evaluation/56_label_errors.ipynb #f4de31d0
-def _train_fold(table: Table,
-                fold: np.ndarray, k: int, # (I,) fold of each image; the one to leave out
-                folder, # gets the runs fold-<k>-<recipe>
-                network: str = 'yolokit-nano',
-                recipes: tuple = ('baseline', 'finetune'), # one after the other
-                steps: int = 0, # of each; 0: the recipe's
-                seed: int = 0, dev: str = 'auto', threads: int = 0, # see deterministic
-               ) -> Path: # of the weights
-    "A detector that has not seen the images of one fold; one trained before on the same labels is used again."
-    d, dev = Detector(zoo.load_cfg(network, len(table.names)), table.names, seed), device(dev)
-    part, done = table.keep_images(fold != k), Path(folder)/f'fold-{k}-{recipes[-1]}'
-    mark = split.fingerprint(part)
-    if (done/'run.json').is_file():
-        info = Run.open(done.name, folder).info
-        if info.get('data') == mark and info['state'] == 'finished': return done/'weights/best.pt'
-    with deterministic(threads):
-        for name in recipes:
-            r = RECIPES[name]
-            if steps: r = replace(r, steps=steps)
-            run = Run.new('fold', f'fold-{k}-{name}', folder, seed=seed, data=mark)
-            epochs = ceil(r.steps/max(1, part.n_images//r.bs))
-            loader = Loader(part, d.size, r.bs, seed, r.augment, 1, epochs=epochs)
-            t = init_training(d, r, dev, resolve_amp('auto', dev))
-            try: fit(run, t, loader, options=FitOptions(save_every=1e9))
-            finally: loader.close()
-            d = checkpoints.load_checkpoint(run.folder/'weights/best.pt')
-            run.update(state='finished')
-    return run.folder/'weights/best.pt'
-
-# %% ../../nbs/evaluation/56_label_errors.ipynb #9d57115b
-def _out_of_fold_detections(table: Table, fold: np.ndarray, paths: list, # of weights: paths[k] has not seen fold k
-                            **kw) -> Table: # detections on every image, each by the detector that has not seen it
-    "Out-of-sample detections."
-    parts = [detect(checkpoints.load_checkpoint(p), table.keep_images(fold == k), **kw) for k, p in enumerate(paths)]
-    order = np.argsort(np.concatenate([np.flatnonzero(fold == k) for k in range(len(paths))]))
-    return concat([replace(p, extra={}) for p in parts]).keep_images(order)
-
 # %% ../../nbs/evaluation/56_label_errors.ipynb #032e2c8f
 _KINDS = ('missing', 'swapped', 'misplaced', 'spurious')
 
@@ -246,11 +176,10 @@ def _elsewhere(b: np.ndarray, # (4,) px
                wh: np.ndarray, # (2,) of the image, px
                others: np.ndarray, # (M, 4) the other boxes there
                g, # of rng
-               tries: int = 200,
               ) -> np.ndarray | None: # (4,); None where no place was found
     "The same object drawn badly: sides moved until 0.3 to 0.6 of it is shared."
     side = np.tile(b[2:] - b[:2], 2)
-    new = clip_boxes(b + side*g.uniform(-.45, .45, (tries, 4)), *wh)
+    new = clip_boxes(b + side*g.uniform(-.45, .45, (200, 4)), *wh)
     v = box_iou_rowwise(new, np.broadcast_to(b, new.shape))
     ok = (v > .3) & (v < .6) & ((new[:, 2:] - new[:, :2]).min(1) > 4)
     if len(others): ok &= box_iou(new, others).max(1) < .5
@@ -260,10 +189,9 @@ def _elsewhere(b: np.ndarray, # (4,) px
 def _invented(t: Table, xyxy: np.ndarray, # its corners
               i: int, # row in images
               g, # of rng
-              tries: int = 50,
              ) -> tuple: # row of the box taken, (4,) where it is put; None instead if none was found
     "A box of another image, with its class, at its own place: the perspective fits, but nothing is there."
-    rows = g.integers(0, len(t), tries)
+    rows = g.integers(0, len(t), 50)
     rows = rows[t.boxes['image'][rows] != i]
     here, new = t.of(i), clip_boxes(xyxy[rows], *(int(t.images[k][i]) for k in ('width', 'height')))
     far = np.ones(len(rows), bool) if not len(here) else box_iou(new, xyxy[here]).max(1, initial=0) < .2
@@ -344,20 +272,3 @@ def precision_at_k(findings: Findings,
         else: hits = len({e['box'] for e in mine} & set(r['box'][:k].tolist()))
         out[kind] = k, hits/max(k, 1)
     return out
-
-# %% ../../nbs/evaluation/56_label_errors.ipynb #04d67bdc
-def _clean_parking(folder, # of parking.make_parking
-                  ) -> Table: # train and val
-    "The embedded parking lot as it was drawn, without its planted errors."
-    t, key = read(folder), json.loads((Path(folder)/'key.json').read_text(encoding='utf-8'))
-    t = t.keep_images(t.images['split'] != 'test')
-    row = {f: i for i, f in enumerate(t.images['file'])}
-    val = t.keep(t.images['split'][t.boxes['image']] == 'val')
-    name = {m['id']: row[m['file_name']] for m in key['clean']['images']}
-    a = key['clean']['annotations']
-    xyxy = np.array([b['bbox'] for b in a])
-    xyxy[:, 2:] += xyxy[:, :2]
-    cols = dict(image=[name[b['image_id']] for b in a], category=[b['category_id'] - 1 for b in a],
-                **dict(zip(('x0', 'y0', 'x1', 'y1'), xyxy.T)))
-    cols = {k: np.concatenate([np.asarray(v), val.boxes[k]]) for k, v in cols.items()}
-    return Table.make(t.images, cols, t.names, t.category_ids)

@@ -305,7 +305,7 @@ def _html_row(r: dict, keys: list, first: list) -> str: # a tr
     return f'<tr>{box}' + ''.join(_html_cell(r.get(k), k in first) for k in keys) + '</tr>'
 
 # %% ../../nbs/evaluation/54_leaderboard.ipynb #26fc4b02
-def to_html(rows: list, title: str = 'Leaderboard') -> str: # HTML that needs nothing else
+def to_html(rows: list) -> str: # HTML that needs nothing else
     "The leaderboard as one file."
     keys, e, bodies = _column_names(rows), html.escape, {}
     first = [k for k in _FIRST_COLUMNS if k in keys]
@@ -317,8 +317,8 @@ def to_html(rows: list, title: str = 'Leaderboard') -> str: # HTML that needs no
     legend = ''.join(f'<li><b>{e(k)}</b>{" differs in" if n else ""}: {e(v)}</li>'
                      for n, (k, v) in enumerate(d.items()))
     table = ''.join(f'<tbody>{"".join(b)}</tbody>' for b in bodies.values())
-    return (f'<!doctype html><html lang=en><meta charset=utf-8><title>{e(title)}</title><style>{_STYLE}</style>'
-            f'<h1>{e(title)}</h1>{note}<p><input id=q type=search placeholder=filter> '
+    return (f'<!doctype html><html lang=en><meta charset=utf-8><title>Leaderboard</title><style>{_STYLE}</style>'
+            f'<h1>Leaderboard</h1>{note}<p><input id=q type=search placeholder=filter> '
             '<label><input id=wide type=checkbox> every column</label></p>'
             f'<div class=t><table id=board><thead><tr>{head}</tr></thead>{table}</table></div>'
             f'<ul>{legend}</ul><div id=pair></div><script>{_SCRIPT}</script></html>')

@@ -58,7 +58,9 @@ def _rows_in_truth(used: np.ndarray, # rows in the detections' keys
 def align_detections(truth: Table,
                      detections: Table, # its images found by id, else by file name; its classes by name
                     ) -> Table: # detections as boxes over the truth's images and classes
-    "The detections in the truth's rows; EvaluateError for images and classes the truth does not have."
+    "Both checked, the detections in the truth's rows; EvaluateError for images and classes the truth does not have."
+    check_boxes(truth, 'truth')
+    check_boxes(detections, 'detections')
     b, tables = detections.boxes, (truth, detections)
     if truth.images['id'] is detections.images['id'] and truth.names == detections.names: return detections
     used, ids = np.unique(b['image']), [t.images['id'] for t in tables]
@@ -135,12 +137,11 @@ def pairs_above_iou(d: np.ndarray, g: np.ndarray, # (n, 4), (m, 4) x y w h
                     dk: np.ndarray, gk: np.ndarray, # (n,), (m,) keys of d and g, which are sorted by them
                     crowd: np.ndarray, # (m,) bool
                     least: float, # IoU
-                    step: int = 4_000_000, # pairs at a time
                    ) -> tuple: # (P,) index into d, (P,) into g, (P,) IoU
     "Pairs of the same key that overlap enough."
     first = np.searchsorted(gk, dk)
     n, out = np.searchsorted(gk, dk, 'right') - first, []
-    for part in np.split(np.arange(len(dk)), np.flatnonzero(np.diff(np.cumsum(n)//step)) + 1):
+    for part in np.split(np.arange(len(dk)), np.flatnonzero(np.diff(np.cumsum(n)//4_000_000)) + 1):
         i, j = ragged_arange(n[part])
         i, j = part[i], first[part[i]] + j
         v = box_iou_rowwise_coco(d[i], g[j], crowd[j])

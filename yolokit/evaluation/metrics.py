@@ -22,7 +22,7 @@ from ..data.table import gc_paused, Table
 from ..data.viewer import show_predictions
 from ..data.loader import Loader
 from ..inference.detect import detect_batches
-from .matching import (align_detections, check_boxes, crowd_flags, EvaluateError, input_warnings,
+from .matching import (align_detections, crowd_flags, EvaluateError, input_warnings,
                                          mean_valid, coco_tie_ranks, truth_areas)
 from .curves import confidence_curves, confusion_matrix, plot_confidence, plot_confusion
 
@@ -135,8 +135,6 @@ def coco(truth: Table, # boxes with optional columns area, crowd
          backend: str = 'faster-coco-eval', # one of BACKENDS
         ) -> _Result:
     "The COCO numbers, per class too; EvaluateError where the input would be counted wrongly."
-    check_boxes(truth, 'truth')
-    check_boxes(detections, 'detections')
     found, ids = align_detections(truth, detections), (coco_tie_ranks(truth.images['id']),
                                                        coco_tie_ranks(truth.category_ids))
     b = found.boxes
@@ -167,15 +165,12 @@ def compare_backends(truth: Table, detections: Table,
     return dict(results=results, seconds=seconds, difference=float(np.ptp(rows, axis=0).max()))
 
 # %% ../../nbs/evaluation/51_metrics.ipynb #5fc5b9f6
-def plot_pr(result: _Result,
-            names=None, # of the classes to draw; None: all
-           ) -> Figure:
+def plot_pr(result: _Result) -> Figure:
     "Precision over recall at IoU .5, one line a class, the mean on top."
     use_hangul_font()
     fig = Figure(figsize=(6, 4), dpi=90, layout='constrained')
     ax, recall = fig.subplots(), np.linspace(0, 1, 101)
-    shown = [(k, n, c) for k, (n, c) in enumerate(result['per_class'].items())
-             if c['truth'] and (names is None or n in names)]
+    shown = [(k, n, c) for k, (n, c) in enumerate(result['per_class'].items()) if c['truth']]
     for k, n, c in shown:
         ax.plot(recall, result.precision[0, :, k], lw=1, alpha=.8, color=[v/255 for v in class_color(k)],
                 label=f'{n} {c["AP50"]:.2f}' if len(shown) <= 20 else None)
@@ -224,18 +219,15 @@ def make_validator(table_val: Table, # images with truth
                    size: tuple, # (w, h) of the network's input
                    bs: int = 16, workers: int = 2, # images a batch; reading processes
                    device=None, # where to run; None: where the detector is
-                   conf: float = .001, iou: float = .6, max_det: int = 300, # of nms
-                   mode: str = 'letterbox', dtype: str = 'float32', # see detect
-                   backend: str = 'faster-coco-eval', # one of BACKENDS
                   ): # a function: detector -> dict, see epoch_summary
     "Judge a detector on the same images again and again."
     keep = table_val.n_images*size[0]*size[1]*3 < available_memory()/4
     loader = Loader(table_val, size, bs, shuffle=False, workers=0 if keep else workers, cache='ram' if keep else '',
-                    mode=mode, unreadable='skip')
+                    unreadable='skip')
     def validate(detector):
         if device is not None: detector.to(device)
-        found = detect_batches(detector, loader.epoch(0), table_val, dtype, conf=conf, iou=iou, max_det=max_det)
-        return epoch_summary(coco(table_val, found, backend), confidence_curves(table_val, found))
+        found = detect_batches(detector, loader.epoch(0), table_val)
+        return epoch_summary(coco(table_val, found), confidence_curves(table_val, found))
     return validate
 
 # %% ../../nbs/evaluation/51_metrics.ipynb #30d7c85c

@@ -145,20 +145,19 @@ def _opencv(cfg_path, weights_path,
     return maps, np.concatenate(rows)[None]
 
 def _as_darknet_rows(boxes: np.ndarray, # (1, N, 5+nc)
-                     thresh: float = .001, # of the [yolo] section
                     ) -> np.ndarray: # class scores times objectness, small ones zero
     "The library's boxes as Darknet's [yolo] reports them."
     p = boxes[..., 5:]*boxes[..., 4:5]
-    return np.concatenate([boxes[..., :5], np.where(p > thresh, p, 0)], -1)
+    return np.concatenate([boxes[..., :5], np.where(p > .001, p, 0)], -1)
 
 # %% ../../nbs/export/60_bundles.ipynb #7b0b590e
 def _blocking_findings(cfg: Cfg, target: str) -> list: # of compatibility findings
     "What a target rejects or silently gets wrong."
     return [f for f in check_compatibility(cfg, target) if f.effect in ('rejected', 'silent')]
 
-def _format_findings(findings: list, most: int = 3) -> str:
-    more = f' and {len(findings) - most} more' if len(findings) > most else ''
-    return '; '.join(map(str, findings[:most])) + more
+def _format_findings(findings: list) -> str:
+    more = f' and {len(findings) - 3} more' if len(findings) > 3 else ''
+    return '; '.join(map(str, findings[:3])) + more
 
 def _why_not_opencv(like: Detector) -> str: # '' where it can be run
     "What keeps OpenCV from running a lowered network."
@@ -174,7 +173,6 @@ def _try_opencv(e: Export, # gets the rows
                 cfg_path, weights_path, # what was written
                 detector: Detector, like: Detector, # as it was given, lowered
                 inputs: dict, # of _probe_inputs
-                target: str = 'opencv', # what the rows are called
                ) -> None:
     "Rows for OpenCV, or a note why not."
     import cv2
@@ -186,7 +184,7 @@ def _try_opencv(e: Export, # gets the rows
         # rows whose score may fall on either side of thresh
         near = np.abs(boxes[..., 5:]*boxes[..., 4:5] - .001).min(-1, keepdims=True) < 1e-4
         want = _as_darknet_rows(boxes)
-        e.rows.append(_CheckRow(target, on, *_max_differences(got, np.where(near, want, rows), maps, want)))
+        e.rows.append(_CheckRow('opencv', on, *_max_differences(got, np.where(near, want, rows), maps, want)))
 
 # %% ../../nbs/export/60_bundles.ipynb #b7f4ba40
 def new_paths(folder, *names) -> list: # of Path

@@ -7,7 +7,6 @@ __all__ = ['read_config', 'to_deepstream']
 
 # %% ../../nbs/export/61_deepstream.ipynb #8d206902
 from pathlib import Path
-import numpy as np, torch
 from ..network.cfg import Cfg
 from ..network.model import Detector
 from . import compatibility
@@ -99,25 +98,6 @@ def read_config(path, # of a key file
             raise ValueError(f'{path}:{n}: neither a comment, a section nor key=value')
         else: section[line.partition('=')[0].strip()] = line.partition('=')[2].strip()
     return out
-
-# %% ../../nbs/export/61_deepstream.ipynb #8d987290
-def _deepstream_objects(rows: np.ndarray, # (N, 6) one frame of the output: x0 y0 x1 y1 score class
-                        config: dict,     # of read_config
-                        w: int, h: int,   # of the network's input, pixels
-                       ) -> np.ndarray:   # (n, 6) best first, pixels of the input
-    "What NvDsInferParseYolo and gst-nvinfer's clustering make of an output."
-    from torchvision.ops import nms as suppress
-    attrs, mode = config['class-attrs-all'], int(config['property']['cluster-mode'])
-    b = rows[rows[:, 4] >= np.float32(attrs['pre-cluster-threshold'])].copy()
-    b[:, :4] = b[:, :4].clip(0, [w, h, w, h])
-    b = b[((b[:, 2:4] - b[:, :2]) >= 1).all(1)]
-    b = b[np.argsort(-b[:, 4], kind='stable')]
-    kept, iou = [], float(attrs['nms-iou-threshold'])
-    for c in np.unique(b[:, 5]):
-        i = np.flatnonzero(b[:, 5] == c)
-        if mode == 2: i = i[suppress(torch.from_numpy(b[i, :4]), torch.from_numpy(b[i, 4]), iou).numpy()]
-        kept += i[:int(attrs['topk'])].tolist()
-    return b[sorted(kept)]
 
 # %% ../../nbs/export/61_deepstream.ipynb #e0bc1470
 def _parser_problems(plain: Detector, # lowered

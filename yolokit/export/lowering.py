@@ -6,6 +6,7 @@
 __all__ = ['lower_to_darknet']
 
 # %% ../../nbs/export/58_lowering.ipynb #06c17539
+import copy
 from dataclasses import dataclass, field
 import torch
 from torch import nn
@@ -37,21 +38,16 @@ class _Node:
 # %% ../../nbs/export/58_lowering.ipynb #3f59bcaa
 def _conv_node(n: _Node, section, m: Conv) -> None:
     "Fill in what a convolution has; in place."
-    k, copy = conv_params(section), lambda t: t.detach().double().clone()
+    k, own = conv_params(section), lambda t: t.detach().double().clone()
     n.size, n.stride, n.pad = k.size, k.stride, k.pad*k.dilation
     n.dilation, n.groups, n.act = k.dilation, k.groups, k.activation
-    n.w = copy(m.conv.weight)
-    if m.bn is None: n.b = copy(m.conv.bias)
-    else: n.bn = [*map(copy, (m.bn.weight, m.bn.bias, m.bn.running_mean, m.bn.running_var)), m.bn.eps]
+    n.w = own(m.conv.weight)
+    if m.bn is None: n.b = own(m.conv.bias)
+    else: n.bn = [*map(own, (m.bn.weight, m.bn.bias, m.bn.running_mean, m.bn.running_var)), m.bn.eps]
 
 def _connected_node(n: _Node, m: Connected) -> None:
     "Its BatchNorm is folded at once: OpenCV reads one in another order than Darknet writes it; in place."
-    w, b = m.linear.weight.detach().double(), m.linear.bias.detach().double() if m.linear.bias is not None else 0
-    if m.bn is not None:
-        k = m.bn.weight.double()/(m.bn.running_var.double() + m.bn.eps).sqrt()
-        b = (m.bn.bias.double() - m.bn.running_mean.double()*k).detach()
-        w = w*k[:, None].detach()
-    n.state, n.keys['batch_normalize'] = {'linear.weight': w, 'linear.bias': b}, '0'
+    n.state, n.keys['batch_normalize'] = copy.deepcopy(m).double().fold().state_dict(), '0'
 
 # %% ../../nbs/export/58_lowering.ipynb #89022ad1
 _GEOMETRY = ('filters size stride stride_x stride_y pad padding dilation groups activation batch_normalize cbn eps '
@@ -141,18 +137,13 @@ def _insert_node(nodes: list, at: _Node, new: _Node) -> _Node:
     nodes.insert(nodes.index(at), new)
     return new
 
-def _is_plain_route(n: _Node) -> bool:
-    return n.kind == 'route' and len(n.inputs) == 1 and int(n.keys.get('groups', 1)) == 1
-
-def _does_nothing(n: _Node) -> bool:
-    return n.kind in ('dropout', 'silence', 'cost') or n.kind == 'activation' and n.act in ('linear', 'none')
-
 def _drop_identity(nodes: list) -> list: # of str, what was done
     "Layers that pass their input on; in place."
     done = []
     for n in list(nodes):
-        plain = _is_plain_route(n)
-        if n.inputs[:1] in ([], [None]) or not (plain or _does_nothing(n)): continue
+        plain = n.kind == 'route' and len(n.inputs) == 1 and int(n.keys.get('groups', 1)) == 1
+        idle = n.kind in ('dropout', 'silence', 'cost') or n.kind == 'activation' and n.act in ('linear', 'none')
+        if n.inputs[:1] in ([], [None]) or not (plain or idle): continue
         _replace_input(nodes, n, n.inputs[0])
         nodes.remove(n)
         if not plain: done.append(f'line {n.line}: [{n.kind}] taken out')

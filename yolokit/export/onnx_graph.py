@@ -178,12 +178,8 @@ def _implicit_combine(g, l, m, x, k):
 
 # %% ../../nbs/export/57_onnx_graph.ipynb #fd8b2b2d
 def _connected(g, l, m, x):
-    "A matrix; its BatchNorm is folded."
-    w, b = m.linear.weight.double(), m.linear.bias
-    if m.bn is not None:
-        k = m.bn.weight.double()/(m.bn.running_var.double() + m.bn.eps).sqrt()
-        w, b = w*k[:, None], m.bn.bias.double() - m.bn.running_mean.double()*k
-    y = g('Gemm', _reshape(g, x, 0, -1), g.const(w), g.const(b), transB=1)
+    "A matrix; its BatchNorm has been folded."
+    y = g('Gemm', _reshape(g, x, 0, -1), g.const(m.linear.weight), g.const(m.linear.bias), transB=1)
     return _act(g, _reshape(g, y, 0, l.shape[0], 1, 1), m.act)
 
 def _batchnorm(g, l, m, x):
