@@ -190,7 +190,7 @@ def _trials_left(study, c: SweepConfig) -> int:
 # %% ../../nbs/apps/75_sweep.ipynb #22af78de
 def _run_worker(c: SweepConfig, worker: int = 0) -> None:
     "Make trials until there are enough; a fault in the data or the settings is raised after three in a row."
-    o, study, failed = _optuna(), open_study(c, worker), []
+    study, failed = open_study(c, worker), []
     def count(study, t):
         failed.append(t.state.name == 'FAIL')
         under_way = sum(t.state.name == 'RUNNING' for t in study.get_trials(deepcopy=False))

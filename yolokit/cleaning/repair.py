@@ -17,8 +17,7 @@ from ..core.files import atomic_write, list_files, normalize_name, patch, sha256
 from ..data import formats
 from ..data.table import Table
 from .checks import (FINDING_TYPES, MODEL_FINDINGS, Findings, json_decode, make_findings,
-                                     normalize_class_name, overlapping_pairs, save_strict_json, to_strict_json,
-                                     to_record)
+                                     normalize_class_name, overlapping_pairs, save_strict_json, to_strict_json)
 
 # %% ../../nbs/cleaning/27_repair.ipynb #45f84d2e
 @dataclass(repr=False)

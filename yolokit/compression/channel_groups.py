@@ -7,7 +7,7 @@ __all__ = ['PRODUCERS', 'Channels', 'trace_channels', 'depthwise', 'shrink_cfg',
            'without_blocks']
 
 # %% ../../nbs/compression/62_channel_groups.ipynb #6b3ad120
-import copy, re
+import re
 from dataclasses import dataclass
 import numpy as np, torch
 from torch import nn

@@ -17,8 +17,8 @@ from ..training.loss import Loss
 from ..training.recipes import SPARSITY
 from ..export.onnx_graph import IR, OPSET, conv, OnnxBuilder, require
 from ..export.bundles import onnx_session
-from .channel_groups import (PRODUCERS, blocks, Channels, depthwise, remove_channels, shrink_cfg,
-                                                trace_channels, without_blocks)
+from .channel_groups import (PRODUCERS, Channels, depthwise, remove_channels, shrink_cfg,
+                                                trace_channels)
 
 # %% ../../nbs/compression/63_prune.ipynb #82f35289
 class PruneError(ValueError):

@@ -361,7 +361,7 @@ def compare(a: str, b: str, # names of rows
            ) -> tuple: # list of (setting, of a, of b); _PairedDifference
     "What is different between two rows, and whether b is better or only luckier; LeaderboardError for two truths."
     ra, rb = (next((r for r in read_rows(folder) if r['name'] == n), None) or _load_record(n, folder) for n in (a, b))
-    (ta, da, ja), (tb, db, jb) = _load_inputs(a, folder), _load_inputs(b, folder)
+    (ta, da, ja), (_, db, jb) = _load_inputs(a, folder), _load_inputs(b, folder)
     ja, jb = ja['truth'], jb['truth']
     if ja['sha256'] != jb['sha256']:
         of = lambda t: f'{t["data"]} {t["split"]}, {t["images"]} images'

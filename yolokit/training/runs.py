@@ -201,7 +201,7 @@ def truncate_csv(path, # CSV file
 def _is_valid_row(row: str, columns: list) -> bool:
     "Is this a row of numbers with a step?"
     cells = row.split(',')
-    try: numbers = [float(c or 'nan') for c in cells]
+    try: [float(c or 'nan') for c in cells]
     except ValueError: return False
     return len(cells) == len(columns) and cells[columns.index('step')].isdecimal()
 
