@@ -20,11 +20,14 @@ help:
 setup: $(VENV)/.ready
 
 # uv resolves and links in seconds what pip takes minutes for; the versions are those of constraints.txt.
+# editable_mode=compat: a path instead of an import hook, which a folder named yolokit (the clone, seen from its parent)
+# would hide. install_papermill: see nbs/apps/79_command_line.ipynb.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "yolokit needs Python 3.11 or later, '$(PYTHON)' is older: make setup PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check uv==0.13.8
-	$(PY) -m uv pip install --quiet --python $(PY) -c constraints.txt -e '.[lab,dev]'
+	$(PY) -m uv pip install --quiet --python $(PY) -c constraints.txt --config-setting editable_mode=compat -e '.[lab,dev]'
+	$(PY) -c 'from yolokit.apps.command_line import install_papermill; install_papermill()'
 	@if git rev-parse --git-dir >/dev/null 2>&1; then \
 	  git config merge.nbdev-merge.name 'notebook merge' && \
 	  git config merge.nbdev-merge.driver 'nbdev_merge %O %A %B %P' && \

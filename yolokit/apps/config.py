@@ -135,7 +135,7 @@ def load_data(c: DetectConfig, # or another config with data
               run: Run | None, # whose data is meant where the config names none
              ) -> Table | None: # None where neither names any
     "The data that a config asks for: prepared, or as it is; DetectError where its folder is not there."
-    folder = project_root()/c.data if c.data else run and project_root()/run.info['data']['folder']
+    folder = resolve_path(c.data) if c.data else run and project_root()/run.info['data']['folder']
     if not folder: return None
     if not folder.exists(): raise DetectError(f'{folder}: the data folder is not there')
     return open_data(folder)
@@ -150,7 +150,7 @@ def output_dir(c: DetectConfig, # or another config with out
                stem: str, # 'infer', 'evaluate'
               ) -> Path:
     "The folder to write to: the one that is named, else a new one."
-    if c.out: (folder := project_root()/c.out).mkdir(parents=True, exist_ok=True)
+    if c.out: (folder := resolve_path(c.out)).mkdir(parents=True, exist_ok=True)
     else: folder = numbered_dir(run.folder if run else project_root()/'runs', stem)
     report_folder(folder)
     return folder

@@ -8,7 +8,7 @@ __all__ = ['EvaluateConfig', 'load_truth_and_detections', 'uncertainty_report']
 # %% ../../nbs/apps/73_evaluate.ipynb #a1de8c6f
 from dataclasses import dataclass
 from pathlib import Path
-from ..core.files import project_root
+from ..core.files import resolve_path
 from ..data.table import Table
 from ..inference.detect import detect
 from ..evaluation.matching import EvaluateError
@@ -39,7 +39,7 @@ def load_truth_and_detections(c: EvaluateConfig) -> tuple: # truth, detections, 
     if not len(truth):
         there = ', '.join(f'{k or "no split"} {v[1:].sum()}' for k, v in data.counts().items())
         raise EvaluateError(f'the split {c.split!r} has no boxes to judge by; boxes by split: {there}')
-    if c.predictions: found = read_results(project_root()/c.predictions, truth, c.backend == 'ultrafast-pycocotools')
+    if c.predictions: found = read_results(resolve_path(c.predictions), truth, c.backend == 'ultrafast-pycocotools')
     else: found = detect(detector, truth, **detect_options(c))
     return truth, found, output_dir(c, run, 'evaluate')
 
@@ -52,7 +52,7 @@ def uncertainty_report(c: EvaluateConfig, truth: Table, found: Table) -> tuple: 
         lines.append(f'95 % of {c.draws} draws of the images: '
                      + ', '.join(f'{k} {r[k][0]:.3f} to {r[k][1]:.3f}' for k in METRICS))
     if c.against:
-        p = paired_bootstrap(truth, read_results(project_root()/c.against, truth), found, c.draws or 300)
+        p = paired_bootstrap(truth, read_results(resolve_path(c.against), truth), found, c.draws or 300)
         lines.append(f'{Path(c.against).name} (a) → this one (b)\n{p}')
         figure = plot_paired_intervals(p, Path(c.against).name, 'this one')
     return lines, figure

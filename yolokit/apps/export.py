@@ -7,7 +7,7 @@ __all__ = ['ExportConfig', 'export_all']
 
 # %% ../../nbs/apps/76_export.ipynb #2a4c3025
 from dataclasses import dataclass
-from ..core.files import project_root
+from ..core.files import resolve_path
 from ..core.console import log_line
 from ..network.model import Detector
 from ..inference.detect import to_image_table
@@ -58,7 +58,7 @@ def export_all(c: ExportConfig) -> dict: # target → Export
     run, detector = load_detector(c)
     detector = _resized(detector.eval(), c.width, c.height)
     out = output_dir(c, run, 'export')
-    pictures = [str(p) for p in to_image_table(project_root()/c.images).images['path'][:8]] if c.images else None
+    pictures = [str(p) for p in to_image_table(resolve_path(c.images)).images['path'][:8]] if c.images else None
     log_line(f'to {out}')
     one = dict(darknet=lambda f: to_darknet(detector, f, c.bn, pictures),
                onnx=lambda f: to_onnx(detector, f, c.form, c.half, c.conf, c.iou, c.max_det, images=pictures),

@@ -8,7 +8,7 @@ __all__ = ['InferConfig', 'resolve_images', 'write_extras', 'validation_of_run',
 # %% ../../nbs/apps/72_infer.ipynb #58a9f19b
 from dataclasses import dataclass
 from pathlib import Path
-from ..core.files import project_root
+from ..core.files import resolve_path
 from ..core.console import log_line
 from ..data.table import Table
 from ..evaluation.results import read_results
@@ -35,10 +35,10 @@ def resolve_images(c: InferConfig,
                   ) -> Table | str | int: # a table without boxes; a video's path or address; a camera's number
     "The images to detect on: a folder's, else the test split, else the validation split; DetectError without any."
     if c.images.isdigit(): return int(c.images)
-    if is_video(c.images): return str(c.images if '://' in c.images else project_root()/c.images)
+    if is_video(c.images): return str(c.images if '://' in c.images else resolve_path(c.images))
     data = load_data(c, run)
     if c.images:
-        t = to_image_table(project_root()/c.images)
+        t = to_image_table(resolve_path(c.images))
         return Table.make(t.images, {}, data.names, data.category_ids) if data else t
     if data is None: raise DetectError('nothing to look at: name a folder with images=')
     for split in ('test', 'val'):

@@ -10,7 +10,7 @@ import os, time
 from dataclasses import dataclass
 from pathlib import Path
 from ..core import environment
-from ..core.files import atomic_write, project_root
+from ..core.files import atomic_write, project_root, resolve_path
 from ..core.console import log_line
 from ..network.model import Detector
 from ..data.table import Table
@@ -42,9 +42,9 @@ def evaluate_row(c: LeaderboardConfig) -> Run: # of stage 'judged'
     data = load_data(c, run)
     if data is None: raise LeaderboardError('no truth to judge by: name its folder or file with data=')
     truth = data.split(c.split) if c.split else data
-    where = os.path.relpath(project_root()/(c.data or run.info['data']['folder']), project_root())
+    where = os.path.relpath((resolve_path(c.data) if c.data else project_root()/run.info['data']['folder']), project_root())
     if not len(truth): raise LeaderboardError(f'the split {c.split!r} of {where} has no boxes to judge by')
-    if detector is None: found = read_results(project_root()/c.predictions, truth)
+    if detector is None: found = read_results(resolve_path(c.predictions), truth)
     else: found = detect(detector, truth, (c.width, c.height), c.conf, c.iou, c.max_det, c.bs,
                          mode=c.mode, dtype=c.dtype, workers=c.workers)
     return _write_row(c, run, detector, truth, dict(data=where, split=c.split), found)
@@ -53,7 +53,7 @@ def evaluate_row(c: LeaderboardConfig) -> Run: # of stage 'judged'
 def _write_row(c: LeaderboardConfig, run: Run | None, # that the weights are of
                detector: Detector | None, truth: Table, where: dict, found: Table) -> Run:
     "Predictions, evaluation and record in a new folder."
-    if c.predictions: file = project_root()/c.predictions
+    if c.predictions: file = resolve_path(c.predictions)
     else: file = resolve_weights(c.weights) if c.weights else run.folder/'weights/best.pt'
     what = dict(name=run.info['network']['name'] if run else Path(file).stem)
     new = Run.new('judged', c.name, state='running', parent=run.name if run else '', network=what,
@@ -79,7 +79,7 @@ def update_leaderboard(c: LeaderboardConfig) -> tuple: # rows, paths of the .md,
         pairs = recompute(name)
         log_line(f'{name}: {len(pairs)} numbers come out again to the last digit, AP {pairs["AP"][0]!r}')
     board = sort_rows(filter_rows(board, c.only), c.sort)
-    folder = project_root()/(c.out or 'runs')
+    folder = resolve_path(c.out) if c.out else project_root()/'runs'
     folder.mkdir(parents=True, exist_ok=True)
     paths = {}
     for kind, text in dict(md=markdown, csv=csv_text, html=to_html).items():

@@ -9,7 +9,7 @@ __all__ = ['PrepareConfig', 'resolve_source', 'unrepaired_table', 'prepare_if_ne
 import hashlib, os, re, shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from ..core.files import FormatError, project_root
+from ..core.files import FormatError, project_root, resolve_path
 from ..core.console import log_line
 from ..data import catalog, parking
 from ..data.table import Table
@@ -33,7 +33,7 @@ class PrepareConfig:
 # %% ../../nbs/apps/70_prepare.ipynb #f80f04c4
 def _default_output(source: Path, o: PrepareConfig) -> Path:
     "The prepared folder of a source: one for each set of options."
-    if o.out: return project_root()/Path(o.out).expanduser()
+    if o.out: return resolve_path(o.out)
     changed = {f.name: getattr(o, f.name) for f in fields(o)[2:] if getattr(o, f.name) != f.default}
     changed.pop('decisions', None)
     name = (source.name if source.is_dir() else source.stem) + '-prepared'
@@ -49,7 +49,7 @@ def resolve_source(data: str, # see PrepareConfig
                    default=None, # function that makes the embedded set in a folder; None: parking.make_parking
                   ) -> Path: # raw or prepared
     "The folder or file that `data` names, fetched or drawn if need be; FormatError where it is not there."
-    path = project_root()/(Path(data).expanduser() if data else 'data/parking')
+    path = resolve_path(data) if data else project_root()/'data/parking'
     if data in catalog.DATASETS and not path.exists(): return catalog.fetch_dataset(data)
     if data and not path.exists():
         advice = 'Check the parameter `data`; a relative path starts at the folder of settings.ini.'
@@ -81,7 +81,7 @@ def prepare_if_needed(data: str = '', # see PrepareConfig
     if rec := read_record(path): return Prepared(path, rec)
     out = _default_output(path, o)
     given = {k: v for k, v in asdict(o).items() if k not in ('data', 'out')}
-    if o.decisions: given['decisions'] = str(project_root()/Path(o.decisions).expanduser())
+    if o.decisions: given['decisions'] = str(resolve_path(o.decisions))
     p = prepare(path, out, **given)
     n = p.info['counts']
     images = ', '.join(f'{k} {v[0]}' for k, v in n.items())
