@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from yolokit.network.cfg import Cfg, CfgError
-from yolokit.network.weights import layout, write_weights
-from yolokit.export.compatibility import RUNTIMES, check_compatibility, deepstream, file_floats
+from yolokit.network.weights import file_floats, layout, write_weights
+from yolokit.export.compatibility import RUNTIMES, check_compatibility, deepstream
 from test_corpus import corpus, detects, files, read, small
 from test_darknet import CASES, fill
 from test_network import FAST, calibrated, picture, real

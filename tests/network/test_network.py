@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from yolokit.network import zoo
-from yolokit.network.cfg import UNSUPPORTED_SECTIONS, Cfg
+from yolokit.network.cfg import _UNSUPPORTED_SECTIONS, Cfg
 from yolokit.network.layers import BUILDERS
 from yolokit.network.model import Detector, state_hash
 from yolokit.network.weights import layout, read_weights, WeightsError, write_weights
@@ -272,7 +272,7 @@ def test_gradients_reach_every_parameter():
 def test_every_public_section_is_built_or_named():
     import json
     seen = json.loads((SHARED/'data/darknet_sections.json').read_text())['sections']
-    assert set(seen) - set(BUILDERS) - set(UNSUPPORTED_SECTIONS) - {'net', 'network', 'empty'} == set()
+    assert set(seen) - set(BUILDERS) - set(_UNSUPPORTED_SECTIONS) - {'net', 'network', 'empty'} == set()
 
 
 @pytest.mark.soak

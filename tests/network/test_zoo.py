@@ -11,7 +11,7 @@ from yolokit.network import layers, zoo
 from yolokit.network.cfg import HEADS, head_sections
 from yolokit.network.model import Detector
 from yolokit.network.weights import write_weights
-from yolokit.network.checkpoints import transfer_weights
+from yolokit.network.checkpoints import _expected_layers, transfer_weights
 from yolokit.training import optim
 
 V5 = [n for n in zoo.names() if n.startswith('yolov5')]
@@ -21,6 +21,9 @@ DIRECT = [n for n in zoo.names() if not n.startswith(('yolov5', 'yolor'))]
 ORIGINALS = Path(os.environ.get('YOLOKIT_ORIGINALS', '/nowhere'))
 originals = pytest.mark.skipif(not ORIGINALS.exists(),
                                reason='YOLOKIT_ORIGINALS names no folder with yolov5/ and yolor/')
+
+
+def v5_names(cfg): return {i: name for i, _, _, name in _expected_layers(cfg)}
 
 
 def little_yolor(classes=3):
@@ -52,20 +55,24 @@ def small(name, classes=20):
     return c.with_size(s * max(2, 192 // s), s * max(2, 128 // s))
 
 
-@pytest.mark.parametrize('name', ['yolov5x6', 'yolor-csp', 'yolor-p6', 'yolov4', 'yolov7-tiny'])
+# norms, weights, biases; chapter 10 counts them
+GROUPS = {'yolov5x6': (159, 163, 163), 'yolor-csp': (118, 115, 115), 'yolor-p6': (149, 145, 145),
+          'yolov4': (107, 110, 110), 'yolov7-tiny': (55, 58, 58)}
+
+
+@pytest.mark.parametrize('name', GROUPS)
 def test_the_optimiser_gets_the_authors_groups(name):
     c = zoo.build(name, 14)
     with torch.device('meta'): net = torch.nn.ModuleList(layers.build_layer(l) for l in c.plan())
-    k, g = zoo._author_counts(c), optim.param_groups(net)
-    assert [len(g[r]) for r in ('norm', 'weight', 'bias')] == [k['norm'], k['weight'], k['bias']]
-    if name == 'yolov5x6': assert [len(g[r]) for r in ('norm', 'weight', 'bias')] == [159, 163, 163]
+    g = optim.param_groups(net)
+    assert tuple(len(g[r]) for r in ('norm', 'weight', 'bias')) == GROUPS[name]
 
 
 @pytest.mark.parametrize('name', V5)
 def test_names_of_yolov5_are_its_state_dict(name):
     "Every key once, and C3's parts by what they do: cv1 feeds the bottlenecks, cv2 goes around, cv3 joins."
     c = zoo.build(name)
-    p, at = c.plan(), zoo._v5_names(c)
+    p, at = c.plan(), v5_names(c)
     where = {v: k for k, v in at.items()}
     assert len(where) == len(at) == sum(l.type == 'convolutional' for l in p)
     numbers = sorted({int(v.split('.')[1]) for v in where})
@@ -82,11 +89,7 @@ def test_names_of_yolov5_are_its_state_dict(name):
         assert joint.inputs[0] == where[f'{m}.m.{deepest}.cv2'] + add
         # sums in the backbone only
         assert add == (int(m.split('.')[1]) < (11 if last == 33 else 9))
-    assert at == zoo._v5_names(c.with_classes(3).with_size(128, 64))
-
-
-def test_a_cfg_without_names_says_so():
-    with pytest.raises(ValueError, match='zoo.yolov5 writes them'): zoo._v5_names(zoo.build('yolov4-tiny'))
+    assert at == v5_names(c.with_classes(3).with_size(128, 64))
 
 
 @pytest.mark.parametrize('name', zoo.names())
@@ -217,6 +220,13 @@ BESIDE = textwrap.dedent("""
 """)
 
 
+# as the authors' logs count them; chapter 10 explains how
+MODULES = {'yolov5n': 270, 'yolov5s': 270, 'yolov5m': 369, 'yolov5l': 468, 'yolov5x': 567, 'yolov5n6': 355,
+           'yolov5s6': 355, 'yolov5m6': 481, 'yolov5l6': 607, 'yolov5x6': 733, 'yolor-csp': 529, 'yolor-csp-x': 623,
+           'yolor-p6': 665, 'yolor-w6': 665, 'yolov4-csp-swish': 520, 'yolov4-csp-x-swish': 614, 'yolov4-p6': 918,
+           'yolov4-p7': 1104}
+
+
 @torch.no_grad()
 def beside(name, theirs, file, classes, w, h, folder, **kw):
     """Their network with random weights, ours with the same: worst relative difference of maps, worst of boxes in
@@ -226,7 +236,7 @@ def beside(name, theirs, file, classes, w, h, folder, **kw):
                    check=True, capture_output=True)
     r = torch.load(out, weights_only=True); out.unlink()
     cfg = zoo.build(name, classes, **kw).with_size(w, h)
-    d, names, s = Detector(cfg).double().eval(), zoo._v5_names(cfg) if theirs == 'yolov5' else {}, r['state']
+    d, names, s = Detector(cfg).double().eval(), v5_names(cfg) if theirs == 'yolov5' else {}, r['state']
     left = {k for k in s if 'num_batches' not in k and not k.endswith('anchors')}
     def put(t, key): t.copy_(s[key].view_as(t)); left.discard(key)
     for i, m in enumerate(d.layers):
@@ -240,7 +250,7 @@ def beside(name, theirs, file, classes, w, h, folder, **kw):
     assert not left
     maps = d(r['x'])
     original = [m.permute(0, 1, 4, 2, 3).flatten(1, 2) for m in r['maps']]
-    assert (r['modules'], r['params']) == tuple(zoo._author_counts(cfg)[k] for k in ('layers', 'params'))
+    assert (r['modules'], r['params']) == (MODULES[name], sum(l.params for l in cfg.plan()))
     return (max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(maps, original, strict=True)),
             (d.decode(maps) - r['boxes']).abs().max().item())
 

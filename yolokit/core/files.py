@@ -163,13 +163,13 @@ def parse_floats(values, # texts or numbers
     "Floats; FormatError that shows the first value that is none."
     values = list(values)
     try:
-        if {int, float}.issuperset(map(type, values)): return [float(v) for v in values]
-        if not any(map(_is_odd, values)): return [float(v) for v in values]
+        if {int, float}.issuperset(map(type, values)) or not any(map(_is_odd, values)): return [*map(float, values)]
     except (TypeError, ValueError, OverflowError): pass
     for v in values:
-        try: good = not isinstance(v, bool) and float(v) is not None and not _is_odd(v)
-        except (TypeError, ValueError, OverflowError): good = False
-        if good: continue
+        try: float(v)
+        except (TypeError, ValueError, OverflowError): pass
+        else:
+            if not _is_odd(v): continue
         shown = str(v)[:40] if isinstance(v, int) else repr(v)[:60]
         raise FormatError(where, f'{shown} where a number should be', what)
 
@@ -234,7 +234,6 @@ def _check_zip_member(m: zipfile.ZipInfo, where: str, # for the message
 
 def extract_zip(archive, # a .zip
                 into, # a new or empty folder
-                most: int = 200 << 30, # bytes, all members together
                ) -> Path: # the folder
     "Unpack a zip whose members stay in the folder and are as large as they say; FormatError for any other."
     into, sizes = Path(into), 0
@@ -245,7 +244,7 @@ def extract_zip(archive, # a .zip
         for m in z.infolist():
             where, sizes = f'{archive}#{m.filename[:80]}', sizes + m.file_size
             _check_zip_member(m, where)
-            if m.file_size > 1000*max(m.compress_size, 1000) or sizes > most:
+            if m.file_size > 1000*max(m.compress_size, 1000) or sizes > 200 << 30:
                 sizes = f'{m.file_size:,} bytes out of {m.compress_size:,}'
                 raise FormatError(where, sizes, 'Nothing was unpacked: it looks like a decompression bomb.')
         for m in z.infolist():

@@ -11,10 +11,10 @@ import copy, os
 from pathlib import Path
 import cv2, numpy as np, torch
 from ..core.boxes import clip_boxes
-from ..core.images import image_size, ImageError, letterbox, read_image
+from ..core.images import BoxTransform, image_size, ImageError, letterbox, read_image
 from ..core.files import IMAGES
 from ..core.console import log_line, progress_bar
-from ..network.model import decode_wh, Detector
+from ..network.model import boxes_of_cells, Detector
 from ..data.table import Table
 from ..data.loader import Batch, Loader
 from .nms import class_nms, nms, NMSResult
@@ -34,24 +34,20 @@ def is_video(source, # a video file, a stream's address, a camera's number; else
 
 # %% ../../nbs/inference/45_detect.ipynb #cbd1cbe6
 def _video_frames(source, # video file, address, or number of a camera
-                  every: int = 1, # take each so many-th frame
                   most: int = 0, # stop after so many; 0: at the end, which a camera does not have
                  ): # yields name, (H, W, 3) uint8 RGB or None, why not
     "The frames of a video; raises DetectError where it has none."
     cap = cv2.VideoCapture(source if isinstance(source, int) else str(source))
     if not cap.isOpened(): raise DetectError(f'{source}: OpenCV cannot open this video or camera')
-    name, k, given = 'camera' if isinstance(source, int) else Path(str(source)).name, 0, 0
+    name, k = 'camera' if isinstance(source, int) else Path(str(source)).name, 0
     try:
-        while not most or given < most:
-            if not cap.grab(): break
-            if k % every == 0:
-                ok, bgr = cap.retrieve()
-                if ok: yield f'{name}#{k:06d}', cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), ''
-                else: yield f'{name}#{k:06d}', None, f'{name}: frame {k} cannot be decoded'
-                given += 1
+        while (not most or k < most) and cap.grab():
+            ok, bgr = cap.retrieve()
+            if ok: yield f'{name}#{k:06d}', cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), ''
+            else: yield f'{name}#{k:06d}', None, f'{name}: frame {k} cannot be decoded'
             k += 1
     finally: cap.release()
-    if not given: raise DetectError(f'{source}: no frame in this video')
+    if not k: raise DetectError(f'{source}: no frame in this video')
 
 # %% ../../nbs/inference/45_detect.ipynb #22ac3a51
 def _list_images(images, # folder | image | list of images
@@ -69,11 +65,11 @@ def _list_images(images, # folder | image | list of images
     return [f.relative_to(p).as_posix() for f in paths], paths
 
 def frames(source, # folder | image | list of images | video file | address | number of a camera
-           every: int = 1, most: int = 0, # of a video, see _video_frames
+           most: int = 0, # frames of a video, see _video_frames
           ): # yields name, (H, W, 3) uint8 RGB or None, why not
     "Images one after the other, wherever they come from."
     if is_video(source):
-        yield from _video_frames(source, every, most)
+        yield from _video_frames(source, most)
         return
     for name, path in zip(*_list_images(source)):
         try: yield name, read_image(path), ''
@@ -122,10 +118,8 @@ def _decode_above(detector: Detector,
         if sure.isnan().any(): raise ValueError('the network answers NaN: its weights are broken (diverged training?)')
         b, a, j, i = (sure > conf).nonzero().unbind(1) # over image, anchor, row, column: decode's order
         m = m[b, a, j, i]
-        p = m if head.logistic else m.sigmoid()
-        xy = ((p[:, :2] - .5)*head.scale_x_y + .5 + torch.stack([i, j], -1))*head.stride
-        wh = decode_wh(m, p, head)*torch.as_tensor(head.anchors, dtype=m.dtype, device=m.device)[a]
-        rows = torch.cat([xy, wh, p[:, 4:5], m[:, 5:].softmax(-1) if head.softmax else p[:, 5:]], -1)
+        anchors = torch.as_tensor(head.anchors, dtype=m.dtype, device=m.device)[a]
+        rows = boxes_of_cells(m, m if head.logistic else m.sigmoid(), torch.stack([i, j], -1), anchors, head)
         for k, r in enumerate(rows.split(torch.bincount(b, minlength=len(parts)).tolist())): parts[k].append(r)
     return [torch.cat(p) for p in parts]
 
@@ -186,6 +180,15 @@ def _to_columns(parts: list) -> dict: # parts: of (n, 7) image x0 y0 x1 y1 score
     image, category = (m[:, k].astype(np.int64) for k in (0, 6))
     return dict(image=image, category=category, score=m[:, 5]) | dict(zip(('x0', 'y0', 'x1', 'y1'), m[:, 1:5].T))
 
+def _back_and_clip(d: torch.Tensor, # (n, 6) of nms
+                   fit: BoxTransform,
+                   w: int, h: int, # of the image
+                  ) -> np.ndarray: # (≤ n, 6) float64, those of which something lies in the image
+    "Detections in the pixels of their image."
+    d = d.double().cpu().numpy()
+    d[:, :4] = clip_boxes(fit.back(d[:, :4]), w, h)
+    return d[(d[:, 2] > d[:, 0]) & (d[:, 3] > d[:, 1])]
+
 def _to_image_pixels(kept: NMSResult, # of one batch
                      batch: Batch, # as the loader gave it
                      table: Table, # that the loader reads
@@ -193,12 +196,10 @@ def _to_image_pixels(kept: NMSResult, # of one batch
     "Detections of a batch in the pixels of their images."
     parts = []
     for d, row, fit in zip(kept, batch.index.tolist(), batch.fits):
-        d = d.double().cpu().numpy()
         # the file's own size: an annotation's width may be one of its faults; a frame of a video has no file
         path = table.images['path'][row]
         wh = image_size(path) if path else (table.images['width'][row], table.images['height'][row])
-        d[:, :4] = clip_boxes(fit.back(d[:, :4]), *wh)
-        parts.append(np.insert(d[(d[:, 2] > d[:, 0]) & (d[:, 3] > d[:, 1])], 0, row, axis=1))
+        parts.append(np.insert(_back_and_clip(d, fit, *wh), 0, row, axis=1))
     return _to_columns(parts)
 
 # %% ../../nbs/inference/45_detect.ipynb #65784db7
@@ -216,11 +217,10 @@ def tiles(w: int, h: int, # of the image, pixels
 def _not_cut_by_window(xyxy: np.ndarray, # (n, 4) found in a window, pixels of the image
                        window, # x0 y0 x1 y1
                        w: int, h: int, # of the image
-                       near: float = 2., # pixels
                       ) -> np.ndarray: # (n,) bool
-    "Which boxes the window's inner edges have not cut."
+    "Which boxes the window's inner edges have not cut: those that end two pixels away from them."
     inner = np.array([window[0] > 0, window[1] > 0, window[2] < w, window[3] < h])
-    return ~((np.abs(xyxy - window) <= near) & inner).any(1)
+    return ~((np.abs(xyxy - window) <= 2) & inner).any(1)
 
 # %% ../../nbs/inference/45_detect.ipynb #30038f73
 def _category_ids(names, table: Table) -> list:
@@ -265,10 +265,8 @@ def _detect_image(detector: Detector, # ready
     x = np.stack([f.planes(rgb[y0:y1, x0:x1]) for f, (x0, y0, x1, y1) in zip(fits, windows)])
     kept, rows = predict(detector, torch.from_numpy(x), iou=iou, max_det=max_det, **kw), []
     for d, f, (x0, y0, x1, y1) in zip(kept, fits, windows):
-        d = d.double().cpu().numpy()
-        d[:, :4] = clip_boxes(f.back(d[:, :4]), x1 - x0, y1 - y0) + [x0, y0, x0, y0]
-        good = (d[:, 2] > d[:, 0]) & (d[:, 3] > d[:, 1]) & _not_cut_by_window(d[:, :4], (x0, y0, x1, y1), w, h)
-        rows.append(d[good])
+        d = _back_and_clip(d, f, x1 - x0, y1 - y0) + [x0, y0, x0, y0, 0, 0]
+        rows.append(d[_not_cut_by_window(d[:, :4], (x0, y0, x1, y1), w, h)])
     d = np.concatenate(rows)
     if len(windows) > 1: d = d[_merge_windows(d, iou, max_det, kw.get('agnostic', False))]
     return d, kept
@@ -286,15 +284,14 @@ def _merge_windows(d: np.ndarray, # (n, 6) x0 y0 x1 y1 score class
 # %% ../../nbs/inference/45_detect.ipynb #cf011305
 def _detect_stream(detector: Detector,
                    source, # folder | image | list | video file | address | number of a camera
-                   size: tuple | None = None, # (w, h) px of the network's input; None or 0: as its cfg says
-                   every: int = 1, most: int = 0, # of a video, see _video_frames
+                   size: tuple, # (w, h) px of the network's input
+                   most: int = 0, # frames of a video, see _video_frames
                    compiled: bool = False, # see prepare_for_inference
                    **kw, # of _detect_image
                   ): # yields name, (H, W, 3) uint8 RGB, (n, 6) detections and NMSResult; or name, None, why, None
     "Detections image by image, as they come: for cameras, videos, and whoever cannot wait for the last one."
     quick = optimized_copy(detector, compiled)
-    size = tuple(a or b for a, b in zip(size or (0, 0), detector.size))
-    for name, rgb, why in frames(source, every, most):
+    for name, rgb, why in frames(source, most):
         yield (name, rgb, *_detect_image(quick, rgb, size, **kw)) if rgb is not None else (name, None, why, None)
 
 # %% ../../nbs/inference/45_detect.ipynb #0cc866c8

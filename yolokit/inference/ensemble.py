@@ -8,7 +8,7 @@ __all__ = ['wbf', 'ensemble']
 # %% ../../nbs/inference/46_ensemble.ipynb #f274eb28
 import numpy as np, torch
 from torchvision.ops import nms as tv_nms
-from ..core.boxes import box_iou_rowwise_coco, ragged_arange
+from ..core.boxes import box_iou_rowwise_coco, ragged_arange, xyxy2xywh
 from ..data.table import Table
 from .detect import DetectError
 
@@ -51,8 +51,7 @@ def _assign_clusters(i: np.ndarray, g: np.ndarray, # (r,) rows and groups of thi
     whose, k = ragged_arange(count[g])
     slot = base[g][whose] + k
     d, m = xyxy[i][whose], mean[slot]
-    form = lambda b: np.column_stack([b[:, :2], b[:, 2:] - b[:, :2]])
-    v = box_iou_rowwise_coco(form(d), form(m), np.zeros(len(slot), bool))
+    v = box_iou_rowwise_coco(xyxy2xywh(d), xyxy2xywh(m), np.zeros(len(slot), bool))
     order = np.lexsort((-k, v, whose)) # the last of each box: highest IoU, the older of equals
     last = order[np.append(whose[order][1:] != whose[order][:-1], True)[:len(order)]]
     out = base[g] + count[g]

@@ -11,7 +11,7 @@ __all__ = ['ACTIVATIONS', 'BUILDERS', 'Activation', 'activation', 'Conv', 'Decon
 import torch
 from torch import nn
 from torch.nn import functional as F
-from .cfg import UNSUPPORTED_SECTIONS, conv_params
+from .cfg import KNOWN_KEYS, conv_params, pool_params
 
 # %% ../../nbs/network/08_layers.ipynb #9a03e950
 ACTIVATIONS = dict(
@@ -143,9 +143,7 @@ BUILDERS = {'convolutional': _conv, 'depthwise': _conv, 'deconvolutional': _deco
 def build_layer(layer, # of `cfg.plan()`
                ) -> nn.Module: # takes the maps of layer.inputs, (B, C, H, W) each
     "The module of one section."
-    if layer.type in BUILDERS: return BUILDERS[layer.type](layer)
-    why = UNSUPPORTED_SECTIONS.get(layer.type, 'a type of section that nobody knows')
-    raise layer.section.error('a layer of a detector', f'[{layer.type}], {why}')
+    return BUILDERS[layer.type](layer)
 
 # %% ../../nbs/network/08_layers.ipynb #6f89a3ea
 class Pool(nn.Module):
@@ -182,12 +180,9 @@ class AvgPool(nn.Module):
 # %% ../../nbs/network/08_layers.ipynb #f7e14dc4
 def _pool(layer):
     "Pool from [maxpool] or [local_avgpool]."
-    s, avg = layer.section, layer.type == 'local_avgpool'
+    s, avg, (size, steps, pad, blur) = layer.section, layer.type == 'local_avgpool', pool_params(layer.section)
     if s.int('maxpool_depth', 0) and not avg: return _DepthPool(s.int('out_channels', 1))
-    stride = s.int('stride', 1)
-    size, steps = s.int('size', stride), (s.int('stride_y', stride), s.int('stride_x', stride))
-    blur = not avg and s.int('antialiasing', 0)
-    return Pool(size, steps, s.int('padding', size - 1), avg, _Blur(blur, steps, layer.shape[0]) if blur else None)
+    return Pool(size, steps, pad, avg, _Blur(blur, steps, layer.shape[0]) if blur else None)
 
 BUILDERS |= {'maxpool': _pool, 'local_avgpool': _pool, 'avgpool': lambda layer: AvgPool()}
 
@@ -275,8 +270,9 @@ class Multiply(nn.Module):
     def __init__(self, act=None): super().__init__(); self.act = act or Activation('linear')
     def forward(self, x, other): return self.act(x * other)
 
-BUILDERS |= {'sam': lambda layer: Multiply(activation(layer)),
-             'scale_channels': lambda layer: Multiply(activation(layer))}
+def _multiply(layer):
+    "Multiply from [sam] and [scale_channels]."
+    return Multiply(activation(layer))
 
 # %% ../../nbs/network/08_layers.ipynb #fcd24449
 class Upsample(nn.Module):
@@ -324,9 +320,7 @@ def _reorg(layer):
 
 def _upsample(layer):
     "Upsample from [upsample]."
-    s = layer.section
-    if s.int('stride', 2) == 0: raise s.error('a stride', s['stride'], 'stride')
-    return Upsample(s.int('stride', 2), s.float('scale', 1.))
+    return Upsample(layer.section.int('stride', 2), layer.section.float('scale', 1.))
 
 BUILDERS |= {'reorg': _reorg, 'reorg3d': _reorg, 'upsample': _upsample}
 
@@ -356,11 +350,13 @@ def _implicit(layer):
     s, mul = layer.section, 'mul' in layer.type
     return Implicit(layer.shape, s.float('mean', 1. if mul else 0.), s.float('std', .02))
 
-for d in ('', '_2d'):
-    BUILDERS |= {f'{how}_channels{d}': lambda layer, how=how,
-                 d=d: ImplicitCombine(how, bool(d)) for how in ('shift', 'control', 'select', 'alternate')}
-    BUILDERS |= dict.fromkeys((f'implicit_{how}{d}' for how in ('add', 'mul', 'cat')), _implicit)
-BUILDERS['implicit'] = _implicit
+def _combine(layer):
+    "ImplicitCombine from [shift_channels] and its like."
+    return ImplicitCombine(layer.type.split('_')[0], layer.type.endswith('_2d'))
+
+BUILDERS |= dict.fromkeys((k for k in KNOWN_KEYS if '_channels' in k), _combine)
+BUILDERS |= dict.fromkeys((k for k in KNOWN_KEYS if k.startswith('implicit')), _implicit)
+BUILDERS |= {'sam': _multiply, 'scale_channels': _multiply}
 
 # %% ../../nbs/network/08_layers.ipynb #c76212d7
 class Connected(nn.Module):

@@ -12,12 +12,11 @@ from pathlib import Path
 from ..core.files import project_root, resolve_path
 from ..core.download import fetch_into
 from ..core.console import log_line
-from . import checkpoints, zoo
-from .cfg import Cfg, conv_params
+from . import zoo
+from .cfg import Cfg
 from .model import Detector
-from .weights import read_weights, WeightsError
-from .checkpoints import load_checkpoint
-from .zoo import COCO_CLASSES
+from .weights import file_floats, read_weights, WeightsError
+from .checkpoints import load_checkpoint, transfer_weights
 
 # %% ../../nbs/network/14_pretrained.ipynb #3fa64236
 _PJREDDIE_URL = 'https://pjreddie.com/media/files/'
@@ -71,12 +70,8 @@ def list_pretrained() -> list: # of str
 
 # %% ../../nbs/network/14_pretrained.ipynb #30e3cd0e
 def _darknet_file_size(cfg) -> int: # bytes
-    "Size of the `.weights` file of a cfg that consists of convolutions."
-    floats = 0
-    for l in cfg.plan():
-        k = conv_params(l.section) if l.type == 'convolutional' else None
-        floats += l.params + (2*k.filters if k and k.bn else 0)      # running mean and variance
-    return 20 + 4*floats
+    "Size of the `.weights` file of a cfg."
+    return 20 + 4*file_floats(cfg.plan())
 
 # %% ../../nbs/network/14_pretrained.ipynb #809271ac
 def weights_cache_dir() -> Path:
@@ -102,10 +97,10 @@ def fetch(name: str, # yolov5x6, yolov4, yolov4.conv.137, …: see list_pretrain
 def load_pretrained(name: str) -> Detector: # no backbone: those are half a network
     "A published network with its weights and COCO's class names; ValueError for a backbone or an unknown name."
     path = fetch(name)
-    if name in DARKNET: read_weights(d := Detector(zoo.build(name), COCO_CLASSES), path)
+    if name in DARKNET: read_weights(d := Detector(zoo.build(name), zoo.COCO_CLASSES), path)
     elif name in _PYTORCH: d = load_checkpoint(path)
     else: raise ValueError(f'{name} is a backbone: read_weights(detector, fetch({name!r}), partial=True)')
-    if d.names == [str(i) for i in range(len(COCO_CLASSES))]: d.names = list(COCO_CLASSES)
+    if d.names == [str(i) for i in range(80)]: d.names = list(zoo.COCO_CLASSES)
     return d
 
 # %% ../../nbs/network/14_pretrained.ipynb #28db5f04
@@ -127,7 +122,7 @@ def load_weights(path,       # .pt, or .weights of Darknet
     d = Detector(Cfg.read(cfg))
     lines = [n for n in names[0].read_text(encoding='utf-8').splitlines() if n.strip()] if names else []
     if len(lines) == d.nc: d.names = lines
-    log_line(str(read_weights(d, path)).splitlines()[-1])
+    log_line(read_weights(d, path).summary())
     return d
 
 # %% ../../nbs/network/14_pretrained.ipynb #e352c6f9
@@ -137,6 +132,6 @@ def load_initial_weights(d: Detector,   # changed
                          tell=log_line, # called with one line about what was taken over
                         ) -> None:
     "Put a file's weights into a detector, as far as they fit, and say how far that is."
-    report = checkpoints.transfer_weights(d, load_weights(path, network))
+    report = transfer_weights(d, load_weights(path, network))
     at = path.relative_to(project_root()) if path.is_relative_to(project_root()) else path.name
     tell(f'weights from {at}: {report.summary()}')

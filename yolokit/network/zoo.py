@@ -8,7 +8,7 @@ __all__ = ['V5_MULTIPLES', 'COCO_CLASSES', 'scaled_yolov4', 'yolov5', 'names', '
 # %% ../../nbs/network/10_zoo.ipynb #5fce5b14
 from functools import partial
 from pathlib import Path
-from .cfg import Cfg, conv_params
+from .cfg import Cfg
 
 # %% ../../nbs/network/10_zoo.ipynb #af04462b
 class _CfgBuilder:
@@ -384,18 +384,6 @@ def yolov5(classes=80, anchors=None, w=None, h=None,
     begin(); _add_heads(n, outs, None, anchors, classes, 'raw', role='m', **_HEAD_OPTIONS_NEW)
     return n
 
-# %% ../../nbs/network/10_zoo.ipynb #a6f55926
-def _v5_names(c: Cfg, # of `yolov5`
-             ) -> dict: # number of the convolution: prefix in the authors' state_dict
-    "Names of YOLOv5's modules: `model.4.m.0.cv1` holds `.conv` and `.bn`, the heads `model.24.m.0` no such parts."
-    lines = c.text.split('\n')
-    out = {s.index - 1: lines[s.line - 2][2:].strip() for s in c.sections[1:] if s.type == 'convolutional'
-           and lines[s.line - 2].startswith('# model.')}
-    if len(out) < sum(s.type == 'convolutional' for s in c.sections):
-        raise c.net.error('a comment `# model.…` above every convolution, as zoo.yolov5 writes them',
-                          f'{len(out)} of them')
-    return out
-
 # %% ../../nbs/network/10_zoo.ipynb #a64c08c4
 def _yolov7(classes=80, anchors=_ANCHORS_V4, w=640, h=640, first=32, # channels of the first convolution
             hidden=(64, 128, 256, 256), # 1×1s of an ELAN block in each stage of the backbone
@@ -505,28 +493,3 @@ frisbee|skis|snowboard|sports ball|kite|baseball bat|baseball glove|skateboard|s
 wine glass|cup|fork|knife|spoon|bowl|banana|apple|sandwich|orange|broccoli|carrot|hot dog|pizza|donut|cake|chair|couch
 potted plant|bed|dining table|toilet|tv|laptop|mouse|remote|keyboard|cell phone|microwave|oven|toaster|sink
 refrigerator|book|clock|vase|scissors|teddy bear|hair drier|toothbrush'''.replace('\n', '|').split('|')
-
-# %% ../../nbs/network/10_zoo.ipynb #88fff2cd
-def _author_module_count(c: Cfg) -> int:
-    "Modules of the authors' network before folding: YOLOv5's tree, or the Darknet lineage's."
-    plan, kinds = c.plan(), [l.type for l in c.plan()]
-    convs = [conv_params(l.section) for l in plan if l.type == 'convolutional']
-    names = [t[2:] for t in c.text.split('\n') if t.startswith('# model.')]
-    if not names:
-        parts = sum(1 + bool(k.bn) + (k.activation != 'linear') for k in convs)
-        pools = [l.section for l in plan if l.type == 'maxpool']
-        padded = sum(s.int('size') == 2 and s.int('stride') == 1 for s in pools)   # YOLOv3-tiny's
-        return 2 + len(plan) + parts + kinds.count('reorg') + 2 * padded
-    c3, ups = sum(n.endswith('.cv3') for n in names), kinds.count('upsample')
-    bottlenecks = sum('.m.' in n and n.endswith('cv1') for n in names)
-    return 2 + 4 * sum(bool(k.bn) for k in convs) + 2 * c3 + bottlenecks + 2 + ups + 2 * ups + 2 + kinds.count('yolo')
-
-def _author_counts(c: Cfg) -> dict: # params, fused, layers, fused_layers, norm, weight, bias, items
-    "The authors' numbers for a cfg."
-    plan = c.plan()
-    convs = [conv_params(l.section) for l in plan if l.type == 'convolutional']
-    norms, implicit = [k.filters for k in convs if k.bn], sum(l.type.startswith('implicit') for l in plan)
-    params, layers, five = sum(l.params for l in plan), _author_module_count(c), '\n# model.' in c.text
-    return dict(params=params, fused=params - sum(norms), layers=layers, fused_layers=layers - len(norms),
-                norm=len(norms) + implicit, weight=len(convs), bias=len(convs),
-                items=6 * len(norms) + 2 * (len(convs) - len(norms)) + implicit + five)
