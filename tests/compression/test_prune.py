@@ -16,11 +16,12 @@ from yolokit.network.checkpoints import from_checkpoint, to_checkpoint
 from yolokit.data.loader import Batch
 from yolokit.training.loss import Loss
 from yolokit.export.onnx_graph import build_onnx
-from yolokit.export.bundles import onnx_session, relative, _roundtrip, smooth_noise
+from yolokit.export.bundles import onnx_session, relative, smooth_noise
 from yolokit.compression.channel_groups import (Block, blocks, remove_channels, shrink_cfg, trace_channels,
                                                 without_blocks, _validate_mask)
 from yolokit.compression.prune import (channel_means, network_cost, prune, PruneError, recalibrate, Sparsity,
                                        weight_scores)
+from roundtrip import roundtrip
 from test_corpus import dirty
 
 torch.set_num_threads(1)
@@ -274,5 +275,5 @@ def test_pruned_networks_are_recalibrated_and_train():
 
 @pytest.mark.soak
 def test_pruned_networks_leave_by_the_doors():
-    out = _roundtrip(prune(lively(small('yolov5n')).train(False), .4, multiple=8))
+    out = roundtrip(prune(lively(small('yolov5n')).train(False), .4, multiple=8))
     assert out['float64'] < 1e-9 and out['files'] < 1e-4 and out['onnx'] < 1e-4 and out['deepstream'] == 'reads it'

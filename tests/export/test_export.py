@@ -15,6 +15,7 @@ from yolokit.network.checkpoints import to_checkpoint
 from yolokit.export import bundles, compatibility
 from yolokit.export.onnx_graph import build_onnx, require
 from yolokit.export.lowering import lower_to_darknet
+from roundtrip import roundtrip
 
 SHARED = Path(__file__).parents[3]/'shared'
 FAST = SHARED/'data/yolo_fastest'
@@ -33,7 +34,7 @@ def calibrated(cfg, seed=0, names=None):
 
 
 def crossings(name, classes, w, h):
-    t = bundles._roundtrip(calibrated(zoo.build(name, classes).with_size(w, h)))
+    t = roundtrip(calibrated(zoo.build(name, classes).with_size(w, h)))
     print(name, t)
     assert t['float64'] <= 1e-9 and t['folded'] <= 1e-10
     assert t['files'] <= 1e-4 and t['opencv'] <= 1e-4 and t['onnx'] <= 1e-4 and not t['notes']

@@ -7,7 +7,6 @@ __all__ = ['EXPORT_TARGETS', 'smooth_noise', 'Export', 'relative', 'ExportError'
            'write_darknet', 'to_darknet', 'onnx_session', 'to_onnx']
 
 # %% ../../nbs/export/60_bundles.ipynb #af1bc16c
-import copy, tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, torch
@@ -19,7 +18,6 @@ from ..network.model import Detector
 from ..network.weights import read_weights, write_weights
 from ..data import parking
 from ..inference.nms import nms
-from . import compatibility
 from .onnx_graph import OPSET, build_onnx, require
 from .lowering import lower_to_darknet
 from .compatibility import check_compatibility
@@ -317,30 +315,6 @@ def to_onnx(detector: Detector,
     e = Export([path], [f'opset {OPSET}, {len(model.graph.node)} nodes, form {form}, batch free'])
     _try_onnx(e, path, detector, _probe_inputs(detector, images, mode), form, half, **(kw if form == 'nms' else {}))
     return raise_on_mismatch(e, log)
-
-# %% ../../nbs/export/60_bundles.ipynb #51b8dc0e
-@torch.no_grad()
-def _roundtrip(detector: Detector) -> dict: # export → worst difference of the maps, relative to their scale
-    "A network through every export, in a temporary folder."
-    d = copy.deepcopy(detector).double().eval()
-    plain, done = lower_to_darknet(d)
-    x = smooth_noise(1, d.cfg.net.int('channels', 3), *d.size[::-1]).double()
-    maps = d(x, logits=True)
-    out = dict(layers=len(d.layers), plain=len(plain.layers), float64=relative(plain(x, logits=True), maps),
-               folded=relative(d.fuse()(x, logits=True), maps))
-    del d, plain
-    with tempfile.TemporaryDirectory() as folder:
-        e = write_darknet(detector, folder)
-        out |= dict(files=e.worst('files read back')[0], opencv=e.worst('opencv')[0], notes=e.notes)
-        again, name = Detector(Cfg.read(e.files[0])), detector.cfg.name
-        seen, plan = compatibility.deepstream(again.cfg), again.cfg.plan()
-        floats = (e.files[1].stat().st_size - 20)//4
-        fits = not seen.problems and seen.inputs == [l.inputs for l in plan] and seen.floats == floats
-        path = Path(folder)/f'{name}.onnx'
-        path.write_bytes(build_onnx(detector, 'raw').SerializeToString())
-        _try_onnx(e, path, detector, _probe_inputs(detector), 'raw')
-    verdict = 'reads it' if fits else str(seen.problems[:1] or 'misreads it')
-    return out | dict(onnx=e.worst('onnxruntime')[0], deepstream=verdict)
 
 # %% ../../nbs/export/60_bundles.ipynb #ca9c0616
 EXPORT_TARGETS = ('darknet', 'onnx', 'deepstream')
