@@ -97,10 +97,10 @@ sys.exit(papermill())
 
 def _add_output(words: list) -> list: # words of papermill's command line -> with the app's path, and an output
     "The words that papermill gets; they stay as they are where no app notebook is meant."
-    import click
-    from papermill.cli import papermill as command
-    try: given = command.make_parser(click.Context(command, resilient_parsing=True)).parse_args(list(words))[0]
-    except click.UsageError: return words          # papermill says what is wrong
+    from papermill import cli
+    context = cli.papermill.context_class(cli.papermill, resilient_parsing=True)
+    try: given = cli.papermill.make_parser(context).parse_args(list(words))[0]
+    except cli.click.UsageError: return words      # papermill says what is wrong
     given = {k: v for k, v in given.items() if isinstance(v, str)} # click marks what was not said
     path = Path(given.get('notebook_path', ''))
     app = _list_apps().get(path.stem)
@@ -125,9 +125,10 @@ def papermill(words: list | None = None) -> None: # of str; None: those of the p
     try: cli.papermill(full, prog_name='papermill')
     except PapermillExecutionError as e: raise SystemExit(f'{e.ename}: {e.evalue}') from None
 
-def install_papermill() -> None:
-    "Put `papermill` of ours where this Python's commands lie."
-    file = Path(sys.executable).parent/'papermill'
+def install_papermill(folder=None, # None: where this Python's commands lie
+                     ) -> None:
+    "Put `papermill` of ours into a folder of commands."
+    file = Path(folder or Path(sys.executable).parent)/'papermill'
     with atomic_write(file) as part:
         part.write_text(_PAPERMILL.format(python=sys.executable), encoding='utf-8')
         part.chmod(0o755)

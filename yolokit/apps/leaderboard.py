@@ -42,7 +42,8 @@ def evaluate_row(c: LeaderboardConfig) -> Run: # of stage 'judged'
     data = load_data(c, run)
     if data is None: raise LeaderboardError('no truth to judge by: name its folder or file with data=')
     truth = data.split(c.split) if c.split else data
-    where = os.path.relpath((resolve_path(c.data) if c.data else project_root()/run.info['data']['folder']), project_root())
+    data = resolve_path(c.data) if c.data else project_root()/run.info['data']['folder']
+    where = os.path.relpath(data, project_root())
     if not len(truth): raise LeaderboardError(f'the split {c.split!r} of {where} has no boxes to judge by')
     if detector is None: found = read_results(resolve_path(c.predictions), truth)
     else: found = detect(detector, truth, (c.width, c.height), c.conf, c.iou, c.max_det, c.bs,

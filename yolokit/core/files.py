@@ -35,10 +35,10 @@ def shared_data_dir() -> Path | None: # the folder beside the checkout; None whe
     return p if p.is_dir() else None
 
 def resolve_path(text: str) -> Path: # a path as a user writes it
-    "Relative paths count from where one stands, then from the checkout; a new file inside the checkout from its root."
+    "Relative paths count from where one stands, then from the checkout; new files inside it, from its root."
     path, here, root = Path(text).expanduser(), Path.cwd(), project_root()
-    there = next((p for p in (here, root) if (p/path).exists()), root if here.is_relative_to(root) else here)
-    return there/path
+    new = root if os.environ.get('YOLOKIT_ROOT') or here.is_relative_to(root) else here
+    return next((p for p in (here, root) if (p/path).exists()), new)/path
 
 # %% ../../nbs/core/03_files.ipynb #5c16df2d
 @contextmanager

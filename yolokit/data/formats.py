@@ -829,7 +829,8 @@ def _described(f) -> dict: return {k: partial(f, A=A, format=k) for k, A in BUIL
 
 READERS = dict(coco=_read_coco, yolo=_read_yolo, darknet=_read_darknet, parking=_read_parking, adapter=_read_adapter,
                **_described(_read_by_adapter))
-WRITERS = dict(coco=_write_coco, yolo=_write_yolo, darknet=partial(_write_yolo, format='darknet'), parking=_write_parking,
+WRITERS = dict(coco=_write_coco, yolo=_write_yolo, darknet=partial(_write_yolo, format='darknet'),
+               parking=_write_parking,
                adapter=_write_adapter, **_described(_write_by_adapter))
 
 def _format_of_file(p: Path) -> str:

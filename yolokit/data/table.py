@@ -94,6 +94,8 @@ class Table:
         splits = ', '.join(f'{s or "no split"} {v[0]}' for s, v in self.counts().items())
         return f'Table({self.n_images} images ({splits}), {len(self)} boxes, {len(self.names)} classes)'
     def _repr_html_(self): return _to_html(self)
+    @staticmethod
+    def make(images, *columns, **more): return from_columns(images, *columns, **more)
 
 # %% ../../nbs/data/15_table.ipynb #12dcfbb1
 def _validate(t: Table) -> Table: # the same
@@ -130,8 +132,6 @@ def from_columns(images: dict, # columns, see _IMAGE_COLUMNS; `file` is enough, 
     images = _cast_columns(images, _IMAGE_COLUMNS, 'images')
     boxes = _cast_columns(dict(boxes or {}), _BOX_COLUMNS, 'boxes')
     return _validate(Table(images, boxes, names, ids, dict(extra or {})))
-
-Table.make = staticmethod(from_columns)
 
 # %% ../../nbs/data/15_table.ipynb #b1ec280e
 @patch

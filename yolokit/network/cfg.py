@@ -429,7 +429,8 @@ _SHAPE_RULES = dict(
     **dict.fromkeys(('dropout', 'silence', 'softmax', 'cost', 'activation', 'contrastive'),
                     lambda s, xs: (xs[0], 0, 0)))
 _UNSUPPORTED_SECTIONS = dict.fromkeys('rnn lstm gru crnn conv_lstm history'.split(), 'a recurrent network, no detector')
-_UNSUPPORTED_SECTIONS |= {'normalization': "AlexNet's, which no detector uses", 'dwt': "YOLOR's wavelets, which no cfg uses"}
+_UNSUPPORTED_SECTIONS |= {'normalization': "AlexNet's, which no detector uses",
+                          'dwt': "YOLOR's wavelets, which no cfg uses"}
 
 # %% ../../nbs/network/07_cfg.ipynb #0913ae8b
 @dataclass(frozen=True)
