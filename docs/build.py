@@ -80,7 +80,8 @@ def parameters(source: str) -> list:
     lines = source.splitlines()
     for node in ast.parse(source).body:
         comment = lines[node.end_lineno - 1].encode()[node.end_col_offset:].decode().strip()
-        yield f'`{node.targets[0].id}`', f'`{ast.unparse(node.value)}`', plain(comment.lstrip('# '))
+        name = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+        yield f'`{name.id}`', f'`{ast.unparse(node.value)}`', plain(comment.lstrip('# '))
 
 
 def module_of(path: Path) -> str: return path.stem.split('_', 1)[1]
