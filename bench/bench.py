@@ -107,7 +107,7 @@ def judging():
     line('500 images, matching at ten thresholds; 300 draws',
          turns(1, match=lambda: matching.match(truth, found),
                interval=lambda: bootstrap.bootstrap_interval(truth, found, 300),
-               errors=lambda: errors.error_costs(errors.classify_errors(truth, found))))
+               errors=lambda: errors._error_costs(errors.classify_errors(truth, found))))
 
 
 def evaluation(n_turns=3):

@@ -62,6 +62,34 @@ SEEDS = {'coco': ('a.json', json.dumps(dict(
                   'name="x">1</attribute>\n    </box>\n'
                   '    <polygon label="버스" points="1.0,2.0;3.5,4;5,1"/>\n    <tag label="car"/>\n  </image>\n  <image '
                   'id="1" name="b.jpg" width="100" height="50"/>\n</annotations>\n'),
+         'cvat-shapes': ('annotations.xml',
+                         '<annotations><meta><job><labels><label><name>car</name></label></labels></job></meta>'
+                         '<image id="0" name="a.jpg" width="100" height="50"><box label="car" xtl="1" ytl="2" xbr="30" '
+                         'ybr="40" rotation="33.5"/><ellipse label="car" cx="20" cy="20" rx="5" ry="8.5"/><mask '
+                         'label="car" left="10" top="12" width="4" height="6" rle="1, 20, 3"/><polyline label="car" '
+                         'points="1,1;5,5;9,2"/><skeleton label="car"><points label="1" points="3,4"/></skeleton>'
+                         '</image></annotations>'),
+         'cvat-film': ('annotations.xml',
+                       '<annotations><meta><task><labels><label><name>car</name></label></labels><original_size>'
+                       '<width>64</width><height>48</height></original_size></task></meta><track id="0" label="car">'
+                       '<box frame="0" outside="0" xtl="5" ytl="6" xbr="30" ybr="40"/><box frame="2" outside="1" '
+                       'xtl="5" ytl="6" xbr="30" ybr="40"/></track></annotations>'),
+         'voc-shapes': ('Annotations/a.xml',
+                        '\n<?xml version="1.0" encoding="UTF8"?>\n<annotation><filename>a.jpg</filename><object><name>a'
+                        '</name><robndbox><cx>30</cx><cy>20</cy><w>20</w><h>10</h><angle>0.7</angle></robndbox>'
+                        '</object>'
+                        '<object><name>b</name><polygon><x1>5</x1><y1>6</y1><x2>30</x2><y2>6</y2></polygon></object>'
+                        '<object><name>c</name><deleted>0</deleted><polygon><pt><x>5</x><y>6</y></pt><pt><x>30</x>'
+                        '<y>6</y></pt></polygon></object></annotation>'),
+         'labelme-shapes': ('a.json', '{"shapes": [{"label": "car", "points": [[20, 20], [26, 20]], "shape_type": '
+                            '"circle"}, {"label": "car", "points": [[35, 10], [35, 30], [25, 30], [25, 10]], '
+                            '"shape_type": "rotation", "direction": 1.57}], "imagePath": "a.jpg", '
+                            '"imageData": "AAAA"}'),
+         'coco-masks': ('a.json', '{"images": [{"id": "1", "file_name": "../a.jpg"}], "annotations": [{"id": 1, '
+                        '"image_id": 1, "category_id": 1, "segmentation": {"counts": "04", "size": [2, 2]}}, {"id": 2, '
+                        '"image_id": 1, "category_id": 1, "segmentation": [[1, 2, 3, 4, 5, 6]]}], "categories": '
+                        '[{"id": 0, "name": "p", "supercategory": "none"}, '
+                        '{"id": 1, "name": "c", "supercategory": "p"}]}'),
          'kitti': ('label_2/000001.txt', 'Car 0.00 0 -1.57 614.24 181.78 727.31 284.77 1.57 1.73 4.15 1.00 1.75 13.22 '
                                          '-1.62\nDontCare -1 -1 -10 503.89 169.71 590.61 190.13 -1 -1 -1 -1000 -1000 '
                                          '-1000 -10\n'),

@@ -18,7 +18,7 @@ CHAPTERS = sorted((p for p in BOOKS if p.parent.name in PACKAGES), key=lambda p:
 APPS = [p for p in BOOKS if p.parent == ROOT/'nbs']
 EXTRAS = ('ipywidgets', 'jupyterlab', 'papermill', 'nbdev', 'fastcore', 'execnb', 'IPython', 'ipykernel', 'nbformat',
           'nbclient', 'pytest', 'onnx', 'onnxruntime', 'optuna', 'ultrafast_pycocotools', 'tensorboard')
-EXPECTED = 'prepare inspect train infer evaluate leaderboard sweep export compress amp'.split()
+EXPECTED = 'prepare inspect train crossval infer evaluate leaderboard sweep export compress amp capsule'.split()
 
 
 @cache
@@ -219,7 +219,9 @@ def test_public_names_are_used_by_somebody_else():
 def test_the_library_does_not_grow_unseen():
     """Tokens of Python without comments, newlines and indents.
 
-    0.1.0 (commit 57f959e) had 252,194; the rooms, with `papermill` for the terminal, have fewer.
+    0.1.0 (commit 57f959e) had 252,194; the rooms, with `papermill` for the terminal, had 252,103.
+    Since then: folders as people have them, readings of whole sets, ignored regions, deadlines, longer runs, ranges of
+    every number, cross-validation, capsules, nineteen more formats and archives.
     Raise the number only with a reason."""
     empty = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
     n = 0
@@ -227,7 +229,7 @@ def test_the_library_does_not_grow_unseen():
         if p.name == '_modidx.py': continue
         found = tokenize.generate_tokens(io.StringIO(p.read_text(encoding='utf-8')).readline)
         n += sum(t.type not in empty for t in found)
-    assert n <= 252_193, n
+    assert n <= 296_000, n
 
 
 # ---------------------------------------------------------------- apps, imports, dependencies

@@ -7,7 +7,7 @@ import torch
 from yolokit.core import images
 from yolokit.network import checkpoints
 from yolokit.network.model import state_hash
-from yolokit.training import loss, optim, runs, step, train as training_train
+from yolokit.training import launcher, loss, optim, runs, step, train as training_train
 from yolokit.apps import train as apps_train
 from yolokit.apps.train import TrainConfig
 
@@ -158,6 +158,7 @@ def image(how):
 
 def told(sig, phase):
     "A signal in a phase."
+    if sig == signal.SIGHUP: signal.signal(sig, signal.SIG_DFL) # also where the tests were started by nohup
     tell = lambda *a, **kw: (os.kill(os.getpid(), sig), time.sleep(.05))
     if phase == 'preparing': wrap(apps_train.prepare, 'prepare_if_needed', before=tell)
     if phase == 'probing': wrap(apps_train, 'forward_loss', before=tell, nth=2)
@@ -168,14 +169,44 @@ def told(sig, phase):
 
 
 def orphan(n):
-    "The parent goes away."
+    "The parent goes away that waits for this process, as papermill does."
+    launcher._has_supervisor = lambda: True
     wrap(optim.EMA, 'update', before=lambda *a: (setattr(os, 'getppid', lambda: 1), time.sleep(.5)), nth=n)
+
+
+def shell_gone(n):
+    "The shell that started it is closed: nobody waits for this process."
+    wrap(optim.EMA, 'update', before=lambda *a: (setattr(os, 'getppid', lambda: 1), time.sleep(.5)), nth=n)
+
+
+def nohup(n):
+    "SIGHUP, ignored as nohup has it, and the shell gone."
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    wrap(optim.EMA, 'update', before=lambda *a: os.kill(os.getpid(), signal.SIGHUP), nth=n)
+    shell_gone(n + 1)
+
+
+def torch_full(*calls):
+    "The disk is full at these calls of torch.save, as torch says it."
+    real, count = torch.save, [0]
+    def save(x, path, *a, **kw):
+        count[0] += 1
+        if count[0] not in calls: return real(x, path, *a, **kw)
+        raise RuntimeError('[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0')
+    torch.save = save
+
+
+def ap(value):
+    "What a validation split without boxes says."
+    global judge
+    def judge(table, **kw): return lambda detector: dict(AP=value, AP50=value)
 
 
 def slow(): wrap(optim.EMA, 'update', before=lambda *a: time.sleep(1), nth=0)
 
 
-FAULTS = dict(worker=worker, full=full, oom=oom, nan=nan, image=image, signal=told, orphan=orphan, slow=slow)
+FAULTS = dict(worker=worker, full=full, oom=oom, nan=nan, image=image, signal=told, orphan=orphan, slow=slow,
+              shell_gone=shell_gone, nohup=nohup, torch_full=torch_full, ap=ap)
 
 
 def live(root, config, log, faults=(), every=.0, cache=True):
@@ -192,7 +223,7 @@ def live(root, config, log, faults=(), every=.0, cache=True):
     if not cache: apps_train.environment.available_memory = lambda: 0
     for what, *args in faults: {**PLACES, **FAULTS}[what](*args)
     code = 0
-    apps_train.make_validator, apps_train.finish_run = judge, finish
+    apps_train.make_validator, apps_train.finish_run, runs._ROOM_SECONDS = judge, finish, .02
     try: apps_train.train(TrainConfig(**config))
     except BaseException:
         traceback.print_exc()

@@ -44,8 +44,24 @@ def plain(monkeypatch):
     monkeypatch.setattr('yolokit.apps.compress._export_run', lambda *a: None)
 
 
+def test_int8_is_made_once_it_is_asked_for(parent, monkeypatch):
+    "Exported without; asked again, with: made; asked again, either way: left as it is."
+    run, made = Run.new('compress', 'eight'), []
+    (run.folder/'weights/best.pt').write_bytes((parent.folder/'weights/best.pt').read_bytes())
+    monkeypatch.setattr('yolokit.apps.compress._export_int8', lambda *a: made.append('int8') or dict(offer={}))
+    for k in ('to_darknet', 'to_onnx'):
+        monkeypatch.setattr(f'yolokit.export.bundles.{k}', lambda *a, **kw: made.append('float'))
+    for asked in (False, False, True, True, False): compress._export_run(run, CompressConfig(int8=asked), None)
+    assert made == ['float', 'float', 'float', 'int8'] and 'int8' in run.info
+
+
+def test_networks_are_timed_together(parent):
+    times = leaderboard.time_together([parent.folder, parent.folder.parent/'nobody'])
+    assert set(times) == {'parent'} and times['parent'] > 0
+
+
 def test_chapters_and_app_are_there():
-    for n in ('compression/64_distill', 'compression/68_pareto', 'apps/77_compress', 'compress'):
+    for n in ('compression/69_distill', 'compression/73_pareto', 'apps/83_compress', 'compress'):
         assert (ROOT/f'nbs/{n}.ipynb').is_file()
 
 

@@ -56,8 +56,8 @@ def test_settings_of_a_dead_process_are_tried_again(here):
     for pid in (gone.pid, os.getpid()):                              # one that is gone, one that lives
         t = sweep.open_study(c).ask()
         t.set_user_attr('pid', pid); t.set_user_attr('host', socket.gethostname())
-        sweep.suggest(t, sweep.parse_space(c.space))
-    assert sweep.requeue_dead_trials(sweep.open_study(c)) == 1
+        sweep._suggest(t, sweep._parse_space(c.space))
+    assert sweep._requeue_dead_trials(sweep.open_study(c)) == 1
     after = sweep.open_study(c).trials
     assert ([t.state.name for t in after] == ['FAIL', 'RUNNING', 'WAITING']
             and after[2].system_attrs['fixed_params'] == after[0].params)
@@ -78,11 +78,11 @@ def test_a_trial_that_was_killed_is_tried_again(here):
     assert rows.exists()
     cut = sweep.open_study(long).trials
     assert [t.state.name for t in cut] == ['RUNNING']
-    assert sweep.requeue_dead_trials(sweep.open_study(long)) == 1
+    assert sweep._requeue_dead_trials(sweep.open_study(long)) == 1
     after = sweep.open_study(long).trials
     assert ([t.state.name for t in after] == ['FAIL', 'WAITING']
             and after[1].system_attrs['fixed_params'] == cut[0].params)
-    assert sweep.requeue_dead_trials(sweep.open_study(long)) == 0
+    assert sweep._requeue_dead_trials(sweep.open_study(long)) == 0
 
 
 @pytest.mark.soak
@@ -102,7 +102,7 @@ def test_hopeless_trials_are_pruned(here, monkeypatch):
         q = next(values)
         for step in range(1, 4): tell(step, dict(AP=q))
         return dict(AP=q)
-    monkeypatch.setattr(sweep, 'run_trial', trial)
+    monkeypatch.setattr(sweep, '_run_trial', trial)
     out = sweep.run_search(config(trials=6))
     assert [t['state'] for t in out['trials']] == ['complete']*4 + ['pruned']*2
     assert runs.Run.open('sweep-0004').info['state'] == 'pruned'
@@ -112,7 +112,7 @@ def test_faults_are_told_not_swept_under(here):
     with pytest.raises(sweep.SweepError, match='three trials in a row failed'):
         sweep.run_search(config(fixed=FIXED.replace('data=squares', 'data=nowhere'), trials=9))
     with pytest.raises(sweep.SweepError, match='starts from weights'):
-        sweep.run_trial('train', dict(stage='finetune'), 'x')
+        sweep._run_trial('train', dict(stage='finetune'), 'x')
     with pytest.raises(sweep.SweepError, match='metric'): sweep.run_search(config(metric='loss'))
     with pytest.raises(sweep.SweepError, match='name='): sweep.run_search(config(name='../x'))
 
@@ -188,7 +188,7 @@ def test_every_value_katib_may_choose_is_one_the_app_takes():
                 q['name']: v if q is p else (q['feasibleSpace'].get('list') or [q['feasibleSpace']['min']])[0]
                 for q in e['parameters']})[1]
             fixed = re.search(r"-p fixed '([^']*)'", line)[1]
-            assert sweep.parse_settings(fixed)[p['name']] == float(v)
+            assert sweep._parse_settings(fixed)[p['name']] == float(v)
     names = [e['objective']['objectiveMetricName'], *e['objective']['additionalMetricNames']]
     assert set(names) <= {'AP', 'AP50', 'AP75', 'precision', 'recall'}                   # those that report() prints
     assert [s['name'] for s in e['objective']['metricStrategies']] == names
@@ -209,7 +209,7 @@ def test_a_pod_s_command_here_and_what_katib_reads_of_it(here, tmp_path):
     assert (tmp_path/'pid').read_text() == 'completed\n'
     log, run = (tmp_path/'metrics.log').read_text(), runs.Run.open('baseline-001')
     names = ['AP', 'AP50', 'AP75']
-    found = {k: sweep.parse_katib_log(log, names, k) for k in sweep.KATIB_FILTERS}
+    found = {k: sweep._parse_katib_log(log, names, k) for k in sweep._KATIB_FILTERS}
     assert found['now'] == found['2021'] == found['2020']
     ap = [float(v) for stamp, name, v in found['now'] if name == 'AP' and stamp]
     said = [float(v) for v in runs.read_csv(run.folder/'metrics.csv')['AP']]
@@ -228,7 +228,7 @@ def test_a_pod_that_fails_says_so(here, tmp_path):
     env = environment(here) | dict(PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}')
     assert subprocess.run([*shell, line], env=env, cwd=tmp_path,
                           timeout=300).returncode != 0 and not (tmp_path/'pid').exists()
-    assert sweep.parse_katib_log((tmp_path/'metrics.log').read_text(), ['AP', 'AP50']) == [('', 'AP', 'unavailable')]
+    assert sweep._parse_katib_log((tmp_path/'metrics.log').read_text(), ['AP', 'AP50']) == [('', 'AP', 'unavailable')]
 
 
 def strict(schema, definitions=None):

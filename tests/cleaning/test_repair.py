@@ -372,10 +372,10 @@ def test_a_plain_jpeg_is_told_as_pillow_tells_it(tmp_path, monkeypatch):
     whole = [cv2.imencode('.jpg', p, how)[1].tobytes()
              for p in (pic, pic[..., 0]) for how in ([], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])]
     def both(path):
-        quick = checks.probe_image(path)
+        quick = checks._probe_image(path)
         with monkeypatch.context() as m:
-            m.setattr(checks, 'probe_jpeg', lambda head: None)
-            return quick, checks.probe_image(path)
+            m.setattr(checks, '_probe_jpeg', lambda head: None)
+            return quick, checks._probe_image(path)
     path, told = str(tmp_path/'a.jpg'), []
     for i in range(400):
         data = bytearray(whole[i % 4])
@@ -384,6 +384,6 @@ def test_a_plain_jpeg_is_told_as_pillow_tells_it(tmp_path, monkeypatch):
         Path(path).write_bytes(data)
         quick, slow = both(path)
         assert quick == slow, (i, quick, slow)
-        told.append(isinstance(quick, dict) and checks.probe_jpeg(bytes(data[:4096])) is not None)
+        told.append(isinstance(quick, dict) and checks._probe_jpeg(bytes(data[:4096])) is not None)
     assert sum(told) > 150
     assert both(str(tmp_path/'none.jpg')) == both('') == both(str(tmp_path/'a.jpg/x')) == both('a\0b') == (None, None)

@@ -65,9 +65,9 @@ def test_activations_without_a_kernel_of_their_own(act):
     c = quantize.calibrate(d, xs)
     nodes = quantize.int8_nodes(c.model)
     assert c.noises[c.method] < .02 and quantize.relative_noise(c.quantised(), c.xs, c.wanted) == c.noises[c.method]
-    assert (bool(quantize.float_nodes(c.model, nodes, 'onnxruntime')) == (act != 'linear')
-            and {n.op_type for n in nodes} <= {'Conv', *quantize.INT8_OPS})
-    assert qat.output_mismatch(qat.prepare_qat(d, c), c.quantised(), xs)[1] < .03
+    assert (bool(quantize._float_nodes(c.model, nodes, 'onnxruntime')) == (act != 'linear')
+            and {n.op_type for n in nodes} <= {'Conv', *quantize._INT8_OPS})
+    assert qat._output_mismatch(qat._prepare_qat(d, c), c.quantised(), xs)[1] < .03
 
 
 @pytest.mark.soak
@@ -94,10 +94,10 @@ def test_against_onnxruntimes_quantiser(tmp_path):
                     activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
     theirs = require().load(tmp_path/'q.onnx')
     names = quantize.quantized_tensors(m, quantize.int8_nodes(m))
-    plan = quantize.shared_grids({t: quantize.quant_params(*quantize.minmax(h, ''), 'onnxruntime')
+    plan = quantize._shared_grids({t: quantize._quant_params(*quantize._minmax(h, ''), 'onnxruntime')
                                   for t, h in quantize.collect_histograms(m, names, xs).items()},
                                  quantize.int8_nodes(m))
-    ours, ref = quantize.insert_qdq(m, plan), quantize.maps_of(m, xs)
+    ours, ref = quantize.insert_qdq(m, plan), quantize._maps_of(m, xs)
     assert quantize.relative_noise(ours, xs, ref) <= 1.1*quantize.relative_noise(theirs, xs, ref)
     assert ours.ByteSize() <= 1.1*theirs.ByteSize()
     a = {t.name: require().numpy_helper.to_array(t) for t in theirs.graph.initializer}
@@ -112,7 +112,7 @@ def test_each_layer_played_is_the_files(target, monkeypatch):
     then the next one."""
     d, xs = lively(zoo.build('yolokit-nano', 3).with_size(160, 96), 4)
     c = quantize.calibrate(d, xs, target)
-    f, q = qat.prepare_qat(d, c).eval(), c.quantised()
+    f, q = qat._prepare_qat(d, c).eval(), c.quantised()
     names = list(f.plan)
     q.graph.output.extend(require().helper.make_tensor_value_info(f'{t}_dq', 1, None) for t in names)
     got = dict(zip(names, bundles.onnx_session(q.SerializeToString()).run([f'{t}_dq' for t in names],
@@ -147,7 +147,7 @@ def test_layers_in_float():
     c = quantize.calibrate(d, xs)
     ops = lambda m: [n.op_type for n in m.graph.node]
     assert ('QuantizeLinear' not in ops(c.quantised(c.layers))
-            and quantize.relative_noise(c.quantised(c.layers), xs, quantize.maps_of(c.model, xs)) == 0)
+            and quantize.relative_noise(c.quantised(c.layers), xs, quantize._maps_of(c.model, xs)) == 0)
     costs = quantize.sensitivity(c)
     assert sorted(costs) == c.layers and list(costs.values()) == sorted(costs.values(), reverse=True)
     left = list(costs)[:1]
@@ -216,13 +216,13 @@ def test_training_for_it(tmp_path, monkeypatch):
     assert hashes[0] == hashes[1] and state_hash(d) == before != hashes[0]
     assert (not any('running' in k for k in best.state_dict())
             and state_hash(load_checkpoint(run.folder/'weights/best.pt')) == hashes[0])
-    target, plan, floats = qat.load_quant_params(run.folder/'grids.json')
+    target, plan, floats = qat._load_quant_params(run.folder/'grids.json')
     assert (target, plan, floats) == ('onnxruntime', c.plan, [])
     q = {t.name: require().numpy_helper.to_array(t)
          for t in quantize.insert_qdq(build_onnx(best, 'decoded'), plan).graph.initializer}
     for t in quantize.quantized_tensors(c2.model, quantize.int8_nodes(c2.model)):
         assert q[f'{t}_scale'] == np.float32(c.plan[t].scale) and q[f'{t}_zero'] == c.plan[t].zero
-    share, worst = qat.output_mismatch(qat.prepare_qat(best, c2), c2.quantised(), c2.xs)
+    share, worst = qat._output_mismatch(qat._prepare_qat(best, c2), c2.quantised(), c2.xs)
     assert share < .05 and worst < .1
     with pytest.raises(quantize.CalibrationError, match='no boxes'): qat.train_qat(run, d, c, train.keep([]))
 
@@ -238,11 +238,11 @@ def test_deepstream(tmp_path, via):
             and ('QuantizeLinear' in ops) == (via == 'qdq'))
     assert any('not run in it' in t for t in e.done)
     if via == 'table':
-        table = tensorrt_int8.read_calibration_amax(tmp_path/own['int8-calib-file'])
+        table = tensorrt_int8._read_calibration_amax(tmp_path/own['int8-calib-file'])
         model = require().load(tmp_path/own['onnx-file'])
         assert (set(table) <= {'input', *(t for n in model.graph.node for t in n.output)} and table['input'] <= 1
                 and f'{d.heads[0].conv}_Conv' in table)
-        dropped = tensorrt_int8.calibrate_amax(c, [1])
+        dropped = tensorrt_int8._calibrate_amax(c, [1])
         assert not any(t.startswith('1_') for t in dropped) and any(t.startswith('2_') for t in dropped)
     with pytest.raises(ValueError, match="target='tensorrt'"):
         tensorrt_int8.to_deepstream_int8(d, tmp_path/'b', quantize.calibrate(d, xs))

@@ -74,7 +74,7 @@ def test_a_dead_line_gives_up_and_the_next_call_goes_on(server, tmp_path):
     server.how = [dict(cut=500_000), dict(cut=0)]
     with pytest.raises(DownloadError, match='500,000 bytes are kept: call again'):
         download(server.url + '/a', tmp_path/'a')
-    assert len(server.asked) == 1 + core_download.RETRIES - 1
+    assert len(server.asked) == 1 + core_download._RETRIES - 1
     only(tmp_path, '.a.part', '.a.part.json')
     server.how = [{}]
     assert sha256(download(server.url + '/a', tmp_path/'a')) == RIGHT
@@ -107,7 +107,7 @@ def test_refusals_are_final(server, tmp_path, code, words):
     only(tmp_path)
 
 
-@pytest.mark.parametrize('code', core_download.RETRY_STATUSES)
+@pytest.mark.parametrize('code', core_download._RETRY_STATUSES)
 def test_busy_servers_are_asked_again(server, tmp_path, code):
     server.how = [dict(code=code), dict(code=code), {}]
     assert download(server.url + '/a', tmp_path/'a', RIGHT).exists() and len(server.asked) == 3
@@ -184,7 +184,7 @@ def test_redirects_are_followed_and_ranges_go_along(server, tmp_path):
 def test_https_does_not_become_http():
     import urllib.request
     with pytest.raises(DownloadError, match='not encrypted'):
-        core_download.HttpsRedirects().redirect_request(urllib.request.Request('https://a/b'), None, 302, '', {},
+        core_download._HttpsRedirects().redirect_request(urllib.request.Request('https://a/b'), None, 302, '', {},
                                                         'http://a/b')
 
 
@@ -283,7 +283,7 @@ def test_published_checksum_that_does_not_fit(house, monkeypatch):
 def test_published_backbone_goes_in_partially(house, monkeypatch):
     whole = Detector(zoo.build('yolov4-tiny'), seed=3)
     ends = [(r.layer, r.start + r.bytes)
-            for r in weights.write_weights(whole, pretrained.weights_cache_dir().parent.parent/'v').rows]
+            for r in weights.write_weights(whole, pretrained._weights_cache_dir().parent.parent/'v').rows]
     # darknet partial … 29: the layers 0 … 28
     cut = max(e for i, e in ends if i < 29)
     house.how = [dict(body=house.body[:cut])]

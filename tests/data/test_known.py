@@ -72,7 +72,7 @@ def test_yolo_zip_becomes_a_prepared_folder(served, tmp_path):
             and set(t.images['split']) == {'train', 'val'})
     assert (sorted(n for n in (tmp_path/'data').iterdir() if n.name.startswith('.')) == []
             and served.asked == ['/coco128.zip'])
-    assert prepare.resolve_source('coco128') == tmp_path/'data/coco128/coco128' and len(served.asked) == 1
+    assert prepare._resolve_source('coco128') == tmp_path/'data/coco128/coco128' and len(served.asked) == 1
     catalog.fetch_dataset('coco128')
     assert (len(served.asked) == 1 and (tmp_path/'cache/sets/coco128.zip.sha256').read_text().split()[0]
             == sha256(tmp_path/'cache/sets/coco128.zip'))

@@ -136,8 +136,8 @@ def test_thousands_of_decisions_do_not_slow_the_next(large):
     table, folder = large
     p = repair.plan(checks.check(table, images=False))
     box = inspector.Inspector(table, p, folder/'many.json')
-    box.by = {d: e for k in range(len(p)) for e in [inspector.make_decision(p, k, 'reject')]
-              for d in [inspector.decision_id(e)]}
+    box.by = {d: e for k in range(len(p)) for e in [inspector._make_decision(p, k, 'reject')]
+              for d in [inspector._decision_id(e)]}
     box.save()
     assert len(box.by) > 4000 and cpu(lambda: (box.accept(), box.stage())) < .2
 
@@ -233,4 +233,5 @@ def test_names_of_files_and_classes_cannot_put_script_into_the_page(lot):
 
 def test_the_font_holds_the_letters_of_decomposed_names(lot):
     t = from_columns(lot.images, lot.boxes, [unicodedata.normalize('NFD', '세단(승용차)')] + lot.names[1:])
-    assert set('세단승용차') <= set(inspector.used_glyphs(t)) and 'font/woff' in inspector.web_font(inspector.used_glyphs(t))
+    glyphs = inspector._used_glyphs(t)
+    assert set('세단승용차') <= set(glyphs) and 'font/woff' in inspector._web_font(glyphs)

@@ -14,10 +14,10 @@ def base(seeds):
     for seed in seeds:
         t, d = random_case(seed)
         if not len(t): continue
-        c = errors.error_costs(errors.classify_errors(t, d))
+        c = errors._error_costs(errors.classify_errors(t, d))
         assert abs(c['AP50'] - metrics.coco(t, d, 'pycocotools')['AP50']) <= 1e-12, seed
         e = errors.classify_errors(t, d)
-        whole = errors.ap50_if_fixed(e, errors.ERROR_TYPES)
+        whole = errors._ap50_if_fixed(e, errors.ERROR_TYPES)
         assert whole == -1 or abs(whole - 1) < 1e-12, seed
         if c['AP50'] > -1 and whole > -1:
             assert abs(c['AP50'] + sum(c[k]['in turn'] for k in errors.ERROR_TYPES) - 1) < 1e-9, seed

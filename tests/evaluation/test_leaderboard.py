@@ -23,7 +23,7 @@ def trained(tmp_path_factory):
         m.chdir(folder)
         for seed in (0, 1):
             c = TrainConfig(stage='baseline', data='squares', network='tiny.cfg', weights='none', recipe='scratch',
-                            bs=8, steps=60, lr0=.02, seed=seed, workers=0, threads=1, device='cpu')
+                            bs=8, steps=60, lr0=.02, change='init=he', seed=seed, workers=0, threads=1, device='cpu')
             train(c)
         yield folder
 
@@ -70,7 +70,7 @@ def test_darknet_weights_get_a_row_like_any_other(here):
         run='baseline-001', iou=.3, workers=0, device='cpu', name='other-nms'))
     r = {r['name']: r for r in evaluation_leaderboard.read_rows()}
     assert (r['other-nms']['parent'] == 'baseline-001' and r['other-nms']['way'] != ours['way'] and 'iou 0.3' in
-            evaluation_leaderboard.protocol_differences(evaluation_leaderboard.read_rows())[r['other-nms']['way']])
+            evaluation_leaderboard._protocol_differences(evaluation_leaderboard.read_rows())[r['other-nms']['way']])
     what, p = evaluation_leaderboard.compare('baseline-001', 'other-nms')
     assert ('iou', .6, .3) in what and 'AP' in p
 
@@ -125,10 +125,11 @@ def test_different_truths_are_never_ranked_together(copy):
                         if not (a['image_id'] in val
                                 and a['id'] == min(a['id'] for a in d['annotations'] if a['image_id'] in val))]
     d['images'] = [i | dict(path=str(copy/data/i['file_name'])) for i in d['images']]
-    (copy/'other.json').write_text(json.dumps(dict(d, images=[i for i in d['images'] if i['id'] in val],
+    (copy/data/'other.json').write_text(json.dumps(dict(d, images=[i for i in d['images'] if i['id'] in val],
                                                    annotations=[a for a in d['annotations'] if a['image_id'] in val])))
     apps_leaderboard.evaluate_row(apps_leaderboard.LeaderboardConfig(predictions='runs/baseline-001/predictions.json',
-                                                                     data='other.json', split='', name='elsewhere'))
+                                                                     data=f'{data}/other.json', split='',
+                                                                     name='elsewhere'))
     r = {r['name']: r for r in evaluation_leaderboard.read_rows()}
     assert r['elsewhere']['truth'] != r['baseline-001']['truth'] and r['elsewhere']['way'] != r['baseline-001']['way']
     assert ('Not judged alike' in evaluation_leaderboard.markdown(evaluation_leaderboard.read_rows())

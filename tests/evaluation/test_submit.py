@@ -35,7 +35,7 @@ def many(n, seed=0, images=50, ids=None, ties=False):
 def test_exact_bytes_and_longest(tmp_path):
     for seed in range(12):
         d = many(200, seed, ties=bool(seed % 2), ids=[f'사진-"{i}"' for i in range(50)] if seed % 3 == 0 else None)
-        order = submission.rank_order(results.encode_detections(d).table)
+        order = submission._rank_order(results.encode_detections(d).table)
         one = lambda k: len(submission.fit_submission(d.keep(order[:k]), None).text.encode())
         for limit in rng.rng(seed).integers(300, 20_000, 12):
             s = submission.fit_submission(d, int(limit))
@@ -109,7 +109,7 @@ def scene(seed, images=40, classes=4, crowd=True):
 @pytest.mark.parametrize('seed', range(4))
 def test_worths_add_up_to_what_coco_says_of_any_beginnings(seed):
     truth, found = scene(seed)
-    v, r, order = submission.ap_contribution(truth, found), rng.rng(seed), submission.rank_order(found)
+    v, r, order = submission._ap_contribution(truth, found), rng.rng(seed), submission._rank_order(found)
     for k in range(6):                                                # k = 0: all
         keep = np.zeros(len(found), bool)
         for c in range(4):
@@ -122,15 +122,15 @@ def test_worths_add_up_to_what_coco_says_of_any_beginnings(seed):
 def test_bound_is_above_every_choice_of_thresholds_and_reached_at_corners():
     truth, found = scene(2, images=3, classes=2)
     found = results.encode_detections(found).table
-    v, cost, order = (submission.ap_contribution(truth, found), results.encode_detections(found).cost,
-                      submission.rank_order(found))
+    v, cost, order = (submission._ap_contribution(truth, found), results.encode_detections(found).cost,
+                      submission._rank_order(found))
     rows = [order[found.boxes['category'][order] == c] for c in range(2)]
     gain, size = ([np.append(0, np.cumsum(x[r])) for r in rows] for x in (v, cost))
     for limit in (300, 1000, 3000, 9000):
         fits = (size[0][:, None] + size[1][None]) + 1 <= limit
         best = (gain[0][:, None] + gain[1][None])[fits].max()         # every pair of thresholds
-        b = submission.upper_bound(found, v, cost, limit)
-        piece = max(np.diff(submission.concave_hull(s[1:], g[1:]),
+        b = submission._upper_bound(found, v, cost, limit)
+        piece = max(np.diff(submission._concave_hull(s[1:], g[1:]),
                             axis=0)[:, 1].max(initial=0) for s, g in zip(size, gain))
         assert best <= b + 1e-12 and b - best <= piece + 1e-12
 
@@ -277,3 +277,18 @@ def test_infer_app(lot, tmp_path):
     assert os.path.getsize(out/'submission.json') <= 3000 and len(json.loads((out/'predictions.json').read_text()))
     assert len(list((out/'pictures').glob('*.jpg'))) == 2
     assert 'submission' in p.stderr + p.stdout and 'submission' in (out/'log.txt').read_text()
+
+
+@pytest.mark.parametrize('side', [1999., 2001., 30_000., 400_000.])
+def test_pictures_of_any_size(side):
+    "Coordinates beyond what a table of numbers holds, in the digits of a run and of a submission."
+    t = Table.make(dict(file=['a.jpg', 'b.jpg'], width=[side + 10]*2, height=[side + 10]*2),
+                   dict(image=[0, 1], category=[0, 0], x0=[0., 1.], y0=[0., 2.], x1=[side, side], y1=[3., side],
+                        score=[.9, .123456789]), ['x'])
+    for decimals, score in ((3, 9), (1, 4), (0, 2)):
+        s = submission.fit_submission(t, None, decimals=decimals, score_decimals=score)
+        assert [r['bbox'][2] for r in s.rows] == [side, side - 1] and len(s.text.encode()) == s.bytes
+        assert len(submission.fit_submission(t, 80, decimals=decimals, score_decimals=score).kept) == 1
+    rows = [dict(image_id=k, category_id=0, bbox=b, score=c, segmentation=[])
+            for k, (b, c) in enumerate((([0., 0., side, 3.], .9), ([1., 2., side - 1, side - 2], .1235)))]
+    assert results.challenge_row_bytes(t).tolist() == [len(json.dumps(r)) + 2 for r in rows]

@@ -27,7 +27,7 @@ def stack_global(module, n): return value(module) + value(n) + b'\x93'
 
 
 HABITS = {'protocol_version': 1001, 'little_endian': True, 'type_sizes': {'short': 2, 'int': 4, 'long': 4}}
-def legacy(body, keys=(), tail=b'', magic=safe_pickle.MAGIC, habits=HABITS): # torch before 1.6
+def legacy(body, keys=(), tail=b'', magic=safe_pickle._MAGIC, habits=HABITS): # torch before 1.6
     return b''.join(pickle.dumps(x, 2) for x in (magic, 1001, habits)) + body + pickle.dumps(list(keys), 2) + tail
 
 

@@ -16,8 +16,8 @@ pytestmark = pytest.mark.skipif(not shutil.which(HERE), reason=f'no compiler {HE
 @pytest.fixture
 def counted(monkeypatch):
     "How often the program was called."
-    calls, real = [], compile.call_library
-    monkeypatch.setattr(compile, 'call_library', lambda lib, name, *a: (calls.append(name), real(lib, name, *a))[1])
+    calls, real = [], compile._call_library
+    monkeypatch.setattr(compile, '_call_library', lambda lib, name, *a: (calls.append(name), real(lib, name, *a))[1])
     return calls
 
 
@@ -70,7 +70,7 @@ def test_a_compiler_that_cannot_is_an_error(tmp_path):
     bad.chmod(0o755)
     with pytest.raises(compile.CompileError, match='does not take the program: x.cpp:1: error: what is this. Leave '
                                                    'compile=False'):
-        compile.compile_library(str(bad))
+        compile._compile_library(str(bad))
 
 
 @pytest.mark.soak
@@ -79,12 +79,12 @@ def test_any_processor():
     g = torch.Generator().manual_seed(0)
     for t, tol in ((torch.float32, 2e-6), (torch.bfloat16, 5e-3)):
         x, dz = ((torch.randn(4, 24, 12, 12, generator=g)*3 + 5).to(t) for _ in 'xz')
-        for kind in sorted(set(compile.FUSED_ACTIVATIONS.values())):
+        for kind in sorted(set(compile._FUSED_ACTIVATIONS.values())):
             got = []
             for flags in (compile.FLAGS, compile.FLAGS.replace('-march=native', '')):
                 xs = x.clone().requires_grad_()
-                z = compile.BatchNormAct.apply(xs, torch.ones(24), torch.zeros(24), torch.zeros(24), torch.ones(24), .1,
-                                               1e-5, kind, compile.compile_library(HERE, flags))
+                ones, zeros, lib = torch.ones(24), torch.zeros(24), compile._compile_library(HERE, flags)
+                z = compile._BatchNormAct.apply(xs, ones, zeros, torch.zeros(24), torch.ones(24), .1, 1e-5, kind, lib)
                 z.backward(dz)
                 got.append((z.detach().double(), xs.grad.double()))
             for a, b in zip(*got): assert (a - b).norm() < tol*b.norm(), (t, kind)

@@ -25,27 +25,36 @@ MANY = multiprocessing.get_context('forkserver')
 MANY.set_forkserver_preload(['yolokit.apps.train'])
 
 
-def be(rank, world, port, work, args, out):
+def be(rank, world, port, work, args, out, hours=1.):
     "A rank, as torchrun would start it."
     os.environ |= dict(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world),
                        MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    team = distributed.init_distributed()
+    team = distributed.init_distributed(hours=hours)
     try: out.put((rank, work(team, *args)))
     except BaseException as e: out.put((rank, f'{type(e).__name__}: {e}'))
     finally: distributed.shutdown_distributed(team)
 
 
-def together(world, work, *args):
+def wait_for_judging(team):
+    "Rank 0 is busy for longer than the ranks may let each other wait."
+    return team.share(lambda: time.sleep(6) or 'judged')
+
+
+def together(world, work, *args, hours=1.):
     "What each of several processes answers."
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
     out = MANY.Queue()
-    ps = [MANY.Process(target=be, args=(r, world, port, work, args, out)) for r in range(world)]
+    ps = [MANY.Process(target=be, args=(r, world, port, work, args, out, hours)) for r in range(world)]
     for p in ps: p.start()
     try: got = dict(out.get(timeout=300) for _ in ps)
     finally:
         for p in ps: p.join(10); p.kill()
     return [got[r] for r in range(world)]
+
+
+def test_the_others_wait_for_rank_0_as_long_as_it_lives():
+    assert together(2, wait_for_judging, hours=2/3600) == ['judged']*2
 
 
 DROPS = CFG.replace('[convolutional]\nfilters=21', '[dropout]\nprobability=.2\n\n[convolutional]\nfilters=21')
@@ -124,6 +133,43 @@ def test_the_same_bits_for_any_number_of_processes(root):
         assert got[1][0][name]['weights'] != got[2][0][name]['weights']
         assert np.allclose(loss(1, name), loss(2, name), rtol=.2, atol=.02) and np.isfinite(loss(4, name)).all()
     print('losses of the last steps, 1, 2, 4 processes:', *(loss(w, 'ddp')[-1].round(4).tolist() for w in (1, 2, 4)))
+
+
+def gradient_of_share(team, text, sync_bn):
+    "The gradient of one step, of a share of eight pictures with 40, 1, 0, 3, 9, 0, 0 and 2 boxes; running statistics."
+    from yolokit.data.loader import Batch
+    from yolokit.training.step import step_gradients, StepBatches, wrap_ddp
+    g, counts = torch.Generator().manual_seed(0), (40, 1, 0, 3, 9, 0, 0, 2)
+    pixels, boxes = torch.randint(0, 256, (8, 3, 96, 96), generator=g, dtype=torch.uint8), torch.full((8, 40, 5), -1.)
+    for image, n in zip(boxes, counts):
+        u = torch.rand(n, 5, generator=g)
+        image[:n] = torch.cat([(2*u[:, :1]).floor(), 8 + 80*u[:, 1:3], 8 + 24*u[:, 3:]], 1)
+    mine = slice(team.rank*8//team.world, (team.rank + 1)*8//team.world)
+    n = 8//team.world
+    batch = Batch(pixels[mine], boxes[mine], torch.arange(n), ['']*n, [None]*n)
+    with deterministic(1):
+        t = init_training(Detector(Cfg.parse(text), seed=1), dataclasses.replace(TINY, sync_bn=sync_bn), team=team)
+        wrap_ddp(t)
+        losses = step_gradients(t, StepBatches(lambda: iter([batch]), [(None, True)], 0))
+    return (torch.cat([p.grad.flatten() for p in t.params]).double().tolist(), {k: float(v) for k, v in losses.items()},
+            [v for b in t.detector.buffers() for v in b.flatten().tolist()])
+
+
+@pytest.mark.parametrize('text, sync_bn, limit', [(CFG.replace('batch_normalize=1\n', ''), False, 1e-6),
+                                                  (CFG, True, 1e-5)])
+def test_several_ranks_are_one_batch(root, text, sync_bn, limit):
+    "Uneven boxes, one step in ordinary mode: without BatchNorm, and with statistics over all processes."
+    one, = together(1, gradient_of_share, text, sync_bn)
+    for w in (2, 4):
+        got = together(w, gradient_of_share, text, sync_bn)
+        assert not [g for g in got if isinstance(g, str)], got
+        want = np.array(one[0])
+        for grad, _, stats in got:
+            off = np.linalg.norm(np.array(grad) - want)/np.linalg.norm(want)
+            assert off < limit, (w, off)
+            assert np.allclose(stats, one[2], rtol=1e-5, atol=1e-6)
+        for k, v in one[1].items(): assert np.isclose(np.mean([g[1][k] for g in got]), v, rtol=1e-5), k
+        print(f'{w} ranks, sync_bn={sync_bn}: gradient {off:.1e} off')
 
 
 @pytest.mark.soak
@@ -352,4 +398,4 @@ def test_the_slurm_script():
     assert subprocess.run(['bash', '-n'], input=text, text=True).returncode == 0
     c = asked('yolokit.apps.train ' + text.split('WHAT="', 1)[1].split('"', 1)[0])
     distributed.check_batch_divides(recipe_for(c.stage, c).bs, 0, 16)
-    assert '--signal=TERM@' in text and 'scontrol requeue' in text and 'resume=$NAME' in text
+    assert '--signal=TERM@' in text and 'scontrol requeue' in text and 'name=$NAME' in text

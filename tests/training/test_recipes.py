@@ -53,6 +53,19 @@ def test_lineages():
                                                                                            'agc2021-finetune': 'yolor'}
 
 
+def test_first_weights_are_those_of_the_lineage():
+    "Each recipe names who draws them; a run that was begun before there was a choice goes on with the old ones."
+    from dataclasses import asdict
+    from types import SimpleNamespace
+    from yolokit.apps.train import _stored_recipe
+    other = {'agc2021-scratch': 'yolor', 'agc2021-finetune': 'yolor', 'darknet-yolov4': 'darknet'}
+    assert {k: r.init for k, r in RECIPES.items()} == {k: other.get(k, 'v5') for k in RECIPES}
+    old = asdict(RECIPES['baseline'])
+    for k in ('init', 'sync_bn', 'bpr_floor'): del old[k]
+    def stored(recipe): return _stored_recipe(SimpleNamespace(info=dict(recipe=recipe), name='old', say=print))
+    assert stored(old).init == 'he' and stored(asdict(RECIPES['baseline'])).init == 'v5'
+
+
 def test_darknet_against_its_cfg():
     "The recipe's rates are Darknet's at every turn, and its numbers those of yolov4.cfg."
     net, r = zoo.load_cfg('yolov4', 80).net, RECIPES['darknet-yolov4']
@@ -73,7 +86,8 @@ def test_darknet_against_its_cfg():
 def test_every_recipe_says_what_it_is():
     own = ('baseline', 'finetune', 'scratch', 'transfer', 'amp')
     for name, r in RECIPES.items():
-        assert r.note and r.source and not compat_flags(r), name
+        v5 = name.startswith(('v5', 'parking'))
+        assert r.note and r.source and compat_flags(r) == ({'ramp'} if v5 else set()), name
         assert name in own or 'Cost: ' in r.note and 'Not run here' in r.note, name
 
 
@@ -98,7 +112,42 @@ def test_ramp_and_dropped_sums_are_those_of_the_original_loop(nb, bs, warm):
                 compat='ramp, drop-accumulation')
     want = simulated(nb, 12, bs, 64, warm)
     assert [list(range(*batches_of_step(r, s, nb)[1:])) for s in range(len(want))] == want
-    assert total_steps(r, nb) in (len(want), len(want) + 1) and batches_done(r, total_steps(r, nb), nb) >= 12*nb
+    assert total_steps(r, nb) == len(want)
+
+
+def rates_of_v61(nb, epochs, bs, nominal, hyp, floor):
+    """What YOLOv5 v6.1's train.py sets before each of its steps, written from its text: weight, bias, momentum.
+    Its scheduler begins at epoch -1, so that after the warm-up an epoch has the rate of the one before."""
+    lf = lambda e: (1 - e/epochs)*(1 - hyp['lrf']) + hyp['lrf']
+    warm, last, need, out = max(round(hyp['warmup_epochs']*nb), floor), -1, max(round(nominal/bs), 1), []
+    between = lambda ni, a, b: a + (b - a)*ni/warm
+    for epoch in range(epochs):
+        if epoch: weight = bias = hyp['lr0']*lf(epoch - 1)
+        for ni in range(epoch*nb, epoch*nb + nb):
+            if ni <= warm:
+                need = max(1, round(between(ni, 1, nominal/bs)))
+                weight, bias = (between(ni, a, hyp['lr0']*lf(epoch)) for a in (0, hyp['warmup_bias_lr']))
+                momentum = between(ni, hyp['warmup_momentum'], hyp['momentum'])
+            if ni - last >= need: out.append((weight, bias, momentum)); last = ni
+    return out
+
+
+# batches an epoch, epochs, batch, nominal batch, floor of the warm-up; steps that v6.1's own train.py made
+V61 = [(300, 6, 16, 64, 1000, 686), (721, 4, 2, 64, 100, 269), (26, 16, 8, 8, 78, 416), (50, 9, 24, 64, 1000, 375),
+       (101, 5, 64, 64, 10, 505)]
+
+
+@pytest.mark.parametrize('nb, epochs, bs, nominal, floor, steps', V61)
+def test_rates_steps_and_momentum_are_v61s(nb, epochs, bs, nominal, floor, steps):
+    "At every step, to 1e-12; `python bench/parity.py YOLOV5 --only schedule` asks v6.1's own train.py the same."
+    from dataclasses import replace
+    r = replace(RECIPES['v5-low'], epochs=epochs, bs=bs, nominal=nominal, warmup_floor=floor)
+    want = rates_of_v61(nb, epochs, bs, nominal, LOW, floor)
+    assert total_steps(r, nb) == len(want) == steps
+    for s, (weight, bias, momentum) in enumerate(want):
+        rates, m = lr_and_momentum(r, s, nb)
+        assert (rates['weight'], rates['norm'], rates['bias'], m) == pytest.approx((weight, weight, bias, momentum),
+                                                                                   abs=1e-12), s
 
 
 def test_shapes_are_few_and_fit():

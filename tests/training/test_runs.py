@@ -180,7 +180,9 @@ def test_a_signal_ends_the_loop_not_the_process(tmp_path, sig):
     assert (tmp_path/'why').read_text() == {signal.SIGTERM: 'SIGTERM', signal.SIGINT: 'Ctrl-C'}[sig]
 
 
-def test_the_end_of_the_parent_is_noticed(tmp_path):
+def test_the_end_of_the_parent_is_noticed(tmp_path, monkeypatch):
+    "Of one that waits: a shell that is closed leaves the run alone (test_faults)."
+    monkeypatch.setattr(launcher, '_has_supervisor', lambda: True)
     ready, pid = fork.Event(), fork.Queue()
     p = fork.Process(target=middle, args=(tmp_path/'why', ready, pid))
     p.start()

@@ -16,7 +16,7 @@ LONG = dataclasses.replace(SMALL, steps=14, scales=(.67, 1.))
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch):
-    monkeypatch.setattr(guards, 'CHECK_SECONDS', 1e9)        # as many as are allowed, however busy this machine is
+    monkeypatch.setattr(guards, '_CHECK_SECONDS', 1e9)        # as many as are allowed, however busy this machine is
 
 
 def run(folder, name, trusted, recipe=LONG, **kw): return go(folder, name, recipe, compile=False, trusted=trusted, **kw)
@@ -58,7 +58,7 @@ def test_stopped_in_between_and_resumed(root):
 
 
 def of_two(team, folder, name, trusted):
-    guards.CHECK_SECONDS = 1e9
+    guards._CHECK_SECONDS = 1e9
     stop = Later(2) if team.rank and trusted == 4 else None               # the second process is told to stop
     try:
         return go(folder, name, dataclasses.replace(LONG, steps=11), compile=False, trusted=trusted, team=team,

@@ -47,7 +47,10 @@ def device(name: str = 'auto', # 'auto', 'cpu', 'cuda' or 'cuda:1'
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
         usable = torch.cuda.is_available()
-    if usable: return torch.device('cuda' if name == 'auto' else name)
+    if usable:
+        index, count = torch.device('cuda' if name == 'auto' else name).index or 0, torch.cuda.device_count()
+        if index >= count: raise DeviceError(f'device={name}: this machine has {count} GPUs, counted from cuda:0')
+        return torch.device('cuda' if name == 'auto' else name)
     gpu = _find_nvidia() if gpu is None else gpu
     if gpu or said: _refuse_gpu(gpu, said)
     if name == 'auto': return torch.device('cpu')
@@ -73,10 +76,53 @@ def machine_info(dev: torch.device, # what is trained on
     return cpu | dict(gpu=p.name, gpu_memory=p.total_memory, capability=f'{p.major}.{p.minor}',
                       cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version())
 
+# %% ../../nbs/core/06_environment.ipynb #e1069918
+def _cgroup_folders(root: Path, # '/', or a copy of it
+                   ) -> list: # of (folder, 'cpu', 'memory' or '' for both)
+    "The control groups of this process, from its own up to the root."
+    try: lines = (root/'proc/self/cgroup').read_text().splitlines()
+    except OSError: return []
+    out, base = [], root/'sys/fs/cgroup'
+    for line in lines:
+        _, kinds, path = line.split(':', 2)
+        for kind in ('cpu', 'memory') if kinds else ('',):
+            if kind not in kinds.split(','): continue
+            top = base/kind if kind else base
+            own = top/path.lstrip('/')
+            if not own.is_dir(): own = top # in a container its own group is the root
+            out += [(p, kind) for p in (own, *own.parents) if p.is_relative_to(top)]
+    return out
+
+def _number_in(path: Path, at: int = 0, # which word
+              ) -> float: # inf where there is none, or no limit
+    "A number of a control group's file."
+    try: return float(path.read_text().split()[at])
+    except (OSError, ValueError, IndexError): return math.inf
+
+
+# %% ../../nbs/core/06_environment.ipynb #437e1c9e
+def _cgroup_limits(root: Path) -> tuple: # cores, bytes that are left; inf: no limit
+    "What the control groups leave to this process."
+    cores = left = math.inf
+    for p, kind in _cgroup_folders(root):
+        v1 = bool(kind)
+        quota = _number_in(p/('cpu.cfs_quota_us' if v1 else 'cpu.max'))
+        period = _number_in(p/'cpu.cfs_period_us') if v1 else _number_in(p/'cpu.max', 1)
+        if kind != 'memory' and 0 < quota < math.inf and 0 < period < math.inf: cores = min(cores, quota/period)
+        limit = _number_in(p/('memory.limit_in_bytes' if v1 else 'memory.max'))
+        used = _number_in(p/('memory.usage_in_bytes' if v1 else 'memory.current'))
+        if kind == 'cpu' or limit > 2**60 or used == math.inf: continue
+        try: stat = dict(line.split() for line in (p/'memory.stat').read_text().splitlines())
+        except (OSError, ValueError): stat = {}
+        cache = int(stat.get('total_inactive_file' if v1 else 'inactive_file', 0))
+        left = min(left, max(0., limit - used + cache))
+    return cores, left
+
 # %% ../../nbs/core/06_environment.ipynb #e9926975
 def cpu_count() -> int:
-    "Processor cores this process may use."
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    "Processor cores this process may use: those it is bound to, or fewer by a container's quota."
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return max(1, int(min(cores, _cgroup_limits(Path('/'))[0])))
 
 def cpu_name() -> str: # 'CPU' where nobody knows
     "The processor's name, from Linux's /proc/cpuinfo."
@@ -117,10 +163,10 @@ def deterministic(threads: int = 0, # of torch on the CPU; 0: as many as there a
 
 # %% ../../nbs/core/06_environment.ipynb #19b42b7c
 def available_memory() -> float: # bytes; inf where nobody knows
-    "Memory that can still be had."
+    "Memory that can still be had: of the machine's, or of a container's quota."
     try: info = dict(line.split(':') for line in open(Path('/proc', 'meminfo')))
     except OSError: return float('inf')
-    return int(info['MemAvailable'].split()[0])*1024
+    return min(int(info['MemAvailable'].split()[0])*1024, _cgroup_limits(Path('/'))[1])
 
 # %% ../../nbs/core/06_environment.ipynb #ff9b0912
 def peak_memory(dev: torch.device = torch.device('cpu')) -> float: # bytes; nan where nobody knows

@@ -117,29 +117,38 @@ def _last_uses(plan: list, # of Layer
     last = {j: l.index for l in plan for j in [l.index, *l.inputs]}
     return [[j for j in last if last[j] == l.index] for l in plan]
 
+# %% ../../nbs/network/09_model.ipynb #cc6034b8
+_INITS = 'he', 'v5', 'yolor', 'darknet'   # who draws the first weights
+
+def _init_layer(m, init, head, g): # head: is it a head's?; g: torch.Generator
+    "Weights and biases of a layer that multiplies; in place."
+    fan = m.weight.shape[-1] if isinstance(m, Local) else m.weight[0].numel()
+    bound = (2/fan)**.5 if init == 'darknet' else fan**-.5
+    if isinstance(m, nn.ConvTranspose2d) and init == 'he': fan = m.weight[:, 0].numel()/m.stride[0]**2
+    if init == 'he' and not head: m.weight.normal_(0, (2/fan)**.5, generator=g)
+    else: m.weight.uniform_(-bound, bound, generator=g)
+    if m.bias is None: return
+    if init in ('v5', 'yolor'): m.bias.uniform_(-bound, bound, generator=g)
+    else: m.bias.zero_()
+
 # %% ../../nbs/network/09_model.ipynb #7a01b3f2
 @torch.no_grad()
-def _init_weights(detector, seed=0):
-    "He's weights, identity BatchNorms, head biases of the objectness and class priors; in place."
-    g = torch.Generator().manual_seed(seed)
-    small = {id(detector.layers[h.conv].conv) for h in detector.heads}
+def _init_weights(detector, seed=0, init='he'): # init: of INITS
+    "First weights, identity BatchNorms, head biases of the objectness and class priors; in place."
+    if init not in _INITS: raise ValueError(f'init={init!r}: choose one of {", ".join(_INITS)}')
+    g, heads = torch.Generator().manual_seed(seed), {id(detector.layers[h.conv].conv) for h in detector.heads}
     for m in detector.modules():
-        if isinstance(m, nn.Conv2d | nn.Linear):
-            fan = m.weight[0].numel()
-            if id(m) in small: m.weight.uniform_(-fan**-.5, fan**-.5, generator=g)
-            else: m.weight.normal_(0, (2/fan)**.5, generator=g)
-            if m.bias is not None: m.bias.zero_()
-        elif isinstance(m, nn.ConvTranspose2d):
-            m.weight.normal_(0, (2*m.stride[0]**2/m.weight[:, 0].numel())**.5, generator=g)
+        if isinstance(m, nn.Conv2d | nn.Linear | nn.ConvTranspose2d | Local): _init_layer(m, init, id(m) in heads, g)
         elif isinstance(m, nn.modules.batchnorm._BatchNorm): m.reset_parameters()
-        elif isinstance(m, Implicit): m.weight.normal_(m.mean, m.std, generator=g)
-        elif isinstance(m, Local): m.weight.normal_(0, (2/m.weight.shape[-1])**.5, generator=g); m.bias.zero_()
+        elif isinstance(m, Implicit):
+            if init == 'darknet': m.weight.uniform_(m.mean - m.std, m.mean + m.std, generator=g)
+            else: m.weight.normal_(m.mean, m.std, generator=g)
         elif isinstance(getattr(m, 'weight', None), nn.Parameter): m.weight.fill_(1)     # a shortcut's
     for h in detector.heads:
-        if h.kind == 'detection': continue
+        if h.kind == 'detection' or init == 'darknet': continue
         b = detector.layers[h.conv].conv.bias.view(len(h.anchors), -1)
-        b[:, h.box] = math.log(8/(640/h.stride)**2)
-        b[:, h.box + 1:] = math.log(.6/(h.nc - .999999))
+        b[:, h.box] += math.log(8/(640/h.stride)**2)
+        b[:, h.box + 1:] += math.log(.6/(h.nc - (.99 if init == 'yolor' else .999999)))
 
 # %% ../../nbs/network/09_model.ipynb #5259d7fb
 class Detector(nn.Module):
@@ -147,6 +156,7 @@ class Detector(nn.Module):
     def __init__(self, cfg: Cfg,
                  names=None, # class names, else '0', '1', …
                  seed=0,     # of the first weights
+                 init='he',  # who draws them: he, v5, yolor or darknet
                 ):
         super().__init__()
         plan = cfg.plan()
@@ -164,7 +174,7 @@ class Detector(nn.Module):
         self.share()
         self.spans = []     # ranges of layers, see `enable_activation_checkpointing`
         self.nc, self.names = _resolve_class_names(self, names)
-        _init_weights(self, seed)
+        _init_weights(self, seed, init)
 
     def share(self): # share_index: the same parameters, also after folding
         for i, k in self.shared.items(): self.layers[i].share(self.layers[k])
