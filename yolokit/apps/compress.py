@@ -10,6 +10,7 @@ import itertools, json, os, shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 import torch
+from ..core.untrusted import escape_markdown
 from ..core import environment
 from ..core.files import atomic_write, project_root
 from ..core.console import log_line
@@ -347,7 +348,7 @@ def _summary_table(rows: list, parent: str, score: str) -> str: # a Markdown tab
     "The family side by side, best first; shares are of the parent."
     p = next(r for r in rows if r['name'] == parent)
     def share(r, k): return f'{r[k]/p[k]:.3f}' if r.get(k) and p.get(k) else ''
-    lines = [f'| {r["name"]} | {r["score"]:.4g} | {r["AP"]:.3f} | {r["AP50"]:.3f} | {share(r, "params")} | '
+    lines = [f'| {escape_markdown(r["name"])} | {r["score"]:.4g} | {r["AP"]:.3f} | {r["AP50"]:.3f} | {share(r, "params")} | '
              f'{share(r, "macs")} | {share(r, "mb")} | {r["ms"] or ""} |' for r in rows]
     return '\n'.join([f'| run | {score} | AP | AP50 | parameters | MACs | file | ms |',
                       '|---|---|---|---|---|---|---|---|', *lines])

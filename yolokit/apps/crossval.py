@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
+from ..core.untrusted import escape_markdown
 from ..core.files import load_json, make_linker, project_root, save_json
 from ..network.checkpoints import load_checkpoint
 from ..data.table import Table
@@ -106,7 +107,7 @@ class _Crossval:
         ends = {k: '{:.3f} to {:.3f}'.format(*n['interval'][k]) for k in METRICS}
         rows = ''.join(f'| {k} | {n[k]:.3f} | {ends[k]} |\n' for k in METRICS)
         each = ', '.join(f'{v:.3f}' for v in n['folds'])
-        return (f'{self.run.name}: {self.truth.n_images} images, each judged by a detector that has not seen it\n\n'
+        return (f'{escape_markdown(self.run.name)}: {self.truth.n_images} images, each judged by a detector that has not seen it\n\n'
                 f'| | out of fold | 95 % of the draws |\n|---|---|---|\n{rows}\n'
                 f'AP of the folds: {each}; standard deviation {n["spread"]:.3f}. '
                 f'Labels that the detectors doubt: {len(self.findings)}, in label-errors.json. '

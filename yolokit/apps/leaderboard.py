@@ -9,6 +9,7 @@ __all__ = ['LeaderboardConfig', 'evaluate_row', 'update_leaderboard', 'compare_m
 import os, time
 from dataclasses import dataclass
 from pathlib import Path
+from ..core.untrusted import escape_markdown
 from ..core import environment
 from ..core.files import atomic_write, project_root, resolve_path
 from ..core.console import log_line
@@ -96,7 +97,8 @@ def compare_markdown(c: LeaderboardConfig) -> str: # Markdown; '' where no two r
     names = c.compare.split()
     if len(names) != 2: raise LeaderboardError(f'compare={c.compare!r}: two names with a space between')
     what, p = compare(*names)
-    lines = [f'| | {names[0]} | {names[1]} |', '|---|---|---|', *(f'| {k} | {a} | {b} |' for k, a, b in what)]
+    def row(*cells): return f'| {" | ".join(map(escape_markdown, cells))} |'
+    lines = [row('', *names), '|---|---|---|', *(row(*w) for w in what)]
     noise = [f'- {k}: {d["difference"]:+.4f}, 95 % [{d["low"]:+.4f}, {d["high"]:+.4f}]'
              + (', within noise' if d['noise'] else '') for k, d in p.items()]
     return '\n'.join(lines) + '\n\n' + '\n'.join(noise)

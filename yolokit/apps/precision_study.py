@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, torch
 from torch import nn
+from ..core.untrusted import escape_markdown
 from ..core import environment
 from ..network import zoo
 from ..network.cfg import Cfg
@@ -282,4 +283,4 @@ def markdown_table(rows: dict) -> str: # name -> dict; Markdown
     "Rows as a table."
     heads = list(next(iter(rows.values())))
     return '\n'.join([f'| | {" | ".join(heads)} |', '|---'*(len(heads) + 1) + '|',
-                      *(f'| {k} | {" | ".join(map(str, r.values()))} |' for k, r in rows.items())])
+                      *(f'| {escape_markdown(k)} | {" | ".join(map(escape_markdown, r.values()))} |' for k, r in rows.items())])

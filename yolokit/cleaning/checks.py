@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 import numpy as np
 from PIL import Image
+from ..core.untrusted import escape_markdown, open_regular
 from ..core.boxes import box_area, box_iou_rowwise, clip_boxes, sort_corners
 from ..core.files import atomic_write, map_threaded, normalize_name, sha256
 from ..data.table import Table
@@ -147,7 +148,7 @@ def _findings_markdown(f: Findings) -> str:
     for r, n in f.counts().items():
         one = worst.of(r)
         certain, means = int(one.rows['certain'].sum()), FINDING_TYPES[r][3]
-        example = f'{to_record(f.table, one.rows, 0)["file"]} {one.rows["evidence"][0]}'
+        example = escape_markdown(f'{to_record(f.table, one.rows, 0)["file"]} {one.rows["evidence"][0]}')
         lines.append(f'| {r} | {n} | {certain} | {means} | {example} |')
     return '\n'.join(lines)
 
@@ -302,7 +303,7 @@ def _is_complete(im: Image.Image, # as opened, no pixel read
     "Whether an image file reaches its end."
     if im.format == 'PNG' and b'IEND' in tail: return True
     try: im.load()
-    except (OSError, SyntaxError, ValueError): return False
+    except Exception: return False # whatever a decoder makes of it
     return True
 
 def _probe_jpeg(head: bytes, # the first kilobytes
@@ -322,7 +323,7 @@ def _probe_jpeg(head: bytes, # the first kilobytes
 # %% ../../nbs/cleaning/30_checks.ipynb #fff33e86
 def _head_length_tail(path: str) -> tuple: # bytes, int, bytes
     "The first four kilobytes of a file, its length, and its last 64 bytes."
-    with open(path, 'rb', 0) as f:
+    with open_regular(path) as f:
         head, length = f.read(4096), f.seek(0, 2)
         f.seek(max(length - 64, 0))
         return head, length, f.read()
@@ -336,12 +337,12 @@ def _probe_image(path: str, # image file; '' for none
         whole = head[:2] == b'\xff\xd8' and tail.rstrip(b'\0').endswith(b'\xff\xd9')
         if whole and (plain := _probe_jpeg(head)):
             return dict(wh=plain[0], turn=1, mode=plain[1], whole=True, length=length)
-        with Image.open(path) as im: # the plain getexif: PNG's own decodes the whole image
+        with open_regular(path) as f, Image.open(f) as im: # the plain getexif: PNG's own decodes the whole image
             turn, mode, wh = Image.Image.getexif(im).get(0x112, 1), im.mode, im.size
             if 'transparency' in im.info: mode = 'RGBA'
             whole = whole or _is_complete(im, tail)
         return dict(wh=wh, turn=turn if turn in range(1, 9) else 1, mode=mode, whole=whole, length=length)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+    except Exception as e: # whatever a decoder makes of bytes that are no picture
         return f'not an image that can be read ({type(e).__name__})' if os.path.exists(path) else None
 
 # %% ../../nbs/cleaning/30_checks.ipynb #0c186128
@@ -477,10 +478,10 @@ def video_frame(file: str, # name of an image
 def _gray_thumbnail(path) -> np.ndarray: # (256,) of mean 0 and length 1; zeros where it cannot be read
     "A thumbnail of 16 × 16 cells, normalised, for a correlation."
     try:
-        with Image.open(path) as im:
+        with open_regular(path) as f, Image.open(f) as im:
             im.draft('L', (64, 64)) # a JPEG is decoded at an eighth of its size
             v = np.asarray(im.convert('L').resize((16, 16), Image.Resampling.BOX), float).ravel()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError): return np.zeros(256)
+    except Exception: return np.zeros(256) # whatever a decoder makes of it
     v -= v.mean()
     return v/max(np.sqrt((v**2).sum()), 1e-9)
 

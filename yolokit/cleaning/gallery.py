@@ -11,8 +11,9 @@ import cv2, numpy as np
 import matplotlib.pyplot as plt
 from PIL import Image, ImageDraw
 from matplotlib.figure import Figure
+from ..core.untrusted import visible
 from ..core.boxes import sort_corners
-from ..core.images import use_hangul_font
+from ..core.images import plot_text, use_hangul_font
 from ..core.files import normalize_name
 from ..data.table import Table
 from ..data.viewer import BLUE, GREEN, RED, xyxy_of_rows, draw_image, load_image_or_placeholder, text_image
@@ -100,14 +101,15 @@ def caption(what, # Findings or Plan
     "What is known about a finding."
     r, t = what.rows, what.table
     box, image, label, reason = (r[c][k] for c in ('box', 'image', 'label', 'reason'))
-    name = f' · {t.names[t.boxes["category"][box]]}' if box >= 0 else ''
+    def called(c): return visible(t.names[c])
+    name = f' · {called(t.boxes["category"][box])}' if box >= 0 else ''
     action = r['action'][k] if 'action' in r else ''
     do = '' if action in ('set', '') else f' · {action}'
     if 'action' in r: do += f' · {r["state"][k]}'
-    if reason in ('overlooked', 'swapped'): do = f' · {t.names[label]}?{do}'
-    elif box < 0 and image < 0 and label >= 0: name = f' · {t.names[label]}'
-    file = f'\n{t.images["file"][image]}' if long and image >= 0 else ''
-    return f'{reason}{name}{do}\n{r["evidence"][k]}{file}'
+    if reason in ('overlooked', 'swapped'): do = f' · {called(label)}?{do}'
+    elif box < 0 and image < 0 and label >= 0: name = f' · {called(label)}'
+    file = f'\n{visible(t.images["file"][image])}' if long and image >= 0 else ''
+    return f'{reason}{name}{do}\n{visible(r["evidence"][k])}{file}'
 
 def _finding_boxes(what, k: int # row
                   ) -> tuple: # before, after, other: (4,) px or None
@@ -171,7 +173,7 @@ def gallery(table: Table, # the table the findings are about
     if not len(rows): axs[0, 0].set_title('nothing found', fontsize=9)
     for ax, k in zip(axs.flat, rows):
         ax.imshow(finding_image(what, k, shape))
-        title = [line[:54] for line in normalize_name(caption(what, k)).split('\n')]
+        title = [plot_text(line, 54) for line in normalize_name(caption(what, k)).split('\n')]
         ax.set_title('\n'.join(title), fontsize=7, loc='left')
     plt.close(fig) # shown by the notebook because it is returned, not a second time by pyplot
     return fig

@@ -9,12 +9,12 @@ __all__ = ['Inspector']
 import base64, json
 from dataclasses import replace
 from functools import lru_cache
-from html import escape
 from importlib import import_module
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 import cv2, numpy as np
+from ..core.untrusted import escape_html, visible
 from ..core.boxes import sort_corners
 from ..core.images import class_color
 from ..core.files import atomic_write, normalize_name, patch
@@ -268,17 +268,17 @@ def said(self: Inspector) -> str: # note, open, accept, reject, skip or drawn by
 @patch
 def html(self: Inspector) -> str:
     "The text on the finding that is shown."
-    bad = f'<div class="yk-bad">{escape(self.error)}</div>' if self.error else ''
+    bad = f'<div class="yk-bad">{escape_html(self.error)}</div>' if self.error else ''
     if not len(self): return bad + '<b>nothing to show</b>: nothing fits these filters'
     k, r = self.row, self.shown.rows
-    head, seen, *file = (escape(l) for l in normalize_name(caption(self.shown, k, long=True)).split('\n'))
+    head, seen, *file = (escape_html(l) for l in normalize_name(caption(self.shown, k, long=True)).split('\n'))
     split = self.table.images['split'][r['image'][k]] if r['image'][k] >= 0 else ''
     sure = '' if np.isnan(r['confidence'][k]) else f' · confidence {r["confidence"][k]:.2f}'
     said = self.said()
     first = (f'{bad}<b>{self.at + 1} / {len(self)} · {head}</b>{sure} · '
              f'<span class="yk-said yk-{said[:6]}">{said}</span> · {len(self.by)} decisions so far')
-    means = escape(FINDING_TYPES[r['reason'][k]][3])
-    return f'{first}<br>{means}: {seen}' + ''.join(f' · {l}' for l in file) + (f' · {split}' if split else '')
+    means = escape_html(FINDING_TYPES[r['reason'][k]][3])
+    return f'{first}<br>{means}: {seen}' + ''.join(f' · {l}' for l in file) + (f' · {escape_html(split)}' if split else '')
 
 # %% ../../nbs/cleaning/33_inspector.ipynb #a187d790
 @patch
@@ -521,7 +521,7 @@ def _svg_box(self: Inspector, n: str, xyxy: tuple, c: int, # name, px, class
     "A box of the image, with its class written above where it is selected or the finding's."
     (x0, y0, x1, y1), (w, h), own = xyxy, wh, f'b{self.shown.rows["box"][self.row]}'
     drawn = n[0] != 'b' or ('by-hand', int(n[1:])) in self.by
-    rgb, name = RED if n == own else GREEN if drawn else class_color(c), escape(normalize_name(self.table.names[c]))
+    rgb, name = RED if n == own else GREEN if drawn else class_color(c), escape_html(normalize_name(self.table.names[c]))
     x, y = float(np.clip(x0, -w, 2*w)), float(np.clip(y0, -h, 2*h))
     at = f'x="{x:.2f}" y="{y:.2f}" width="{np.clip(x1 - x, .01, 3*w):.2f}" height="{np.clip(y1 - y, .01, 3*h):.2f}"'
     style = 'yk-box yk-sel' if n == self.sel else 'yk-box'
@@ -545,7 +545,7 @@ def _gallery_page(self: Inspector) -> str:
     "A page of the gallery: twelve close-ups, read when they are shown."
     out = ''
     for k in map(int, self.rows[self.at:self.at + _GRID]):
-        text = '<br>'.join(escape(l[:60]) for l in normalize_name(caption(self.shown, k)).split('\n'))
+        text = '<br>'.join(escape_html(l[:60]) for l in normalize_name(caption(self.shown, k)).split('\n'))
         image = f'<img src="{_data_uri(finding_image(self.shown, k), 80)}">'
         out += f'<figure data-row="{k}">{image}<figcaption>{text}</figcaption></figure>'
     return f'<div class="yk-grid">{out}</div>'
@@ -570,8 +570,8 @@ def stage(self: Inspector) -> str: # html
             svg = self._svg(i, have)
         middle = f'<div class="yk-row">{svg}<img src="{near}"></div>'
     return (f'<div class="yk"><div class="yk-text">{words}</div>{middle}<div class="yk-legend">{_LEGEND}</div>'
-            f'<div class="yk-state" hidden>{escape(json.dumps(state))}</div>'
-            f'<img style="display:none" src="{_EMPTY_GIF}" onload="{escape(_SCRIPT)}"></div>')
+            f'<div class="yk-state" hidden>{escape_html(json.dumps(state))}</div>'
+            f'<img style="display:none" src="{_EMPTY_GIF}" onload="{escape_html(_SCRIPT)}"></div>')
 
 _EMPTY_GIF = 'data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=='
 
@@ -614,7 +614,7 @@ def _filter_menus(self: Inspector, W) -> dict: # W: ipywidgets; name -> menu
     "The filters as menus."
     t, have = self.table, set(self.shown.rows['reason'])
     def menu(text, values):
-        options = [(text, '')] + [(normalize_name(str(v)), v) for v in values]
+        options = [(text, '')] + [(visible(normalize_name(str(v))), v) for v in values]
         return W.Dropdown(options=options, layout=W.Layout(width='180px'))
     out = dict(reason=menu('every reason', [x for x in FINDING_TYPES if x in have]),
                split=menu('every split', sorted(set(t.images['split']) - {''})),
@@ -630,7 +630,7 @@ def _coordinate_inputs(self: Inspector, W) -> list: # W: ipywidgets
     "The selected box in numbers, and its class: the same edit without a mouse."
     small, style = W.Layout(width='120px'), dict(description_width='26px')
     out = [W.FloatText(description=c, step=1, layout=small, style=style) for c in ('x0', 'y0', 'x1', 'y1')]
-    classes = [(f'{i + 1} {normalize_name(n)}', i) for i, n in enumerate(self.table.names)]
+    classes = [(f'{i + 1} {visible(normalize_name(n))}', i) for i, n in enumerate(self.table.names)]
     kind = W.Dropdown(options=classes, layout=W.Layout(width='200px'))
     def change(_):
         if self._quiet or self.sel not in self.boxes(): return

@@ -9,9 +9,9 @@ __all__ = ['Prepared', 'load_prepared', 'read_record', 'open_data', 'prepare']
 import hashlib, json, os, shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 import numpy as np, yaml
+from ..core.untrusted import escape_markdown
 from ..core.files import IMAGES, FormatError, list_files, load_json, make_linker, save_json, sha256
 from ..core.console import log_line, progress_bar
 from ..data.table import gc_paused, mark_ignored, Table
@@ -110,15 +110,15 @@ class Prepared:
 def _summary(info: dict) -> str: # markdown
     "Images and boxes by class and split, and what was done."
     c, done, left_out = info['counts'], info['repair'], info['left_out']
-    rows = [(n, [v[i] for v in c.values()]) for i, n in enumerate(['*pictures*', *info['names']])]
+    rows = [(n, [v[i] for v in c.values()]) for i, n in enumerate(['*pictures*', *map(escape_markdown, info['names'])])]
     head = '| class | ' + ' | '.join(c) + ' |\n|---|' + '---:|'*len(c) + '\n'
     body = '\n'.join(f'| {n} | ' + ' | '.join(map(str, v)) + ' |' for n, v in rows)
     found = ', '.join(f'{n} {k}' for k, n in done.get('found', {}).items()) or 'nothing'
-    left = ', '.join(f'{x["file"]} ({x["why"]})' for x in left_out[:3]) + (' ...' if len(left_out) > 3 else '')
+    left = ', '.join(escape_markdown(f'{x["file"]} ({x["why"]})') for x in left_out[:3]) + (' ...' if len(left_out) > 3 else '')
     tail = [f'Found: {found}.',
             f'Boxes changed: {done.get("changed", 0)}; waiting for a person: {done.get("asked", 0)}.',
             f'Pictures left out: {len(left_out)}{": " + left if left else ""}; '
-            f'in gaps between the splits: {info["in_gaps"]}.', *map(escape, info.get('notes', []))]
+            f'in gaps between the splits: {info["in_gaps"]}.', *map(escape_markdown, info.get('notes', []))]
     return head + body + '\n\n' + '<br>'.join(tail)
 
 # %% ../../nbs/cleaning/35_prepare.ipynb #d6077ab5

@@ -7,8 +7,11 @@ __all__ = ['with_digests', 'groups', 'SplitError', 'split', 'assign_folds', 'fin
 
 # %% ../../nbs/cleaning/34_split.ipynb #550f350b
 import hashlib, os
+from io import BytesIO
 from pathlib import Path
 import cv2, numpy as np
+from PIL import Image
+from ..core.untrusted import open_regular, read_regular
 from ..core.files import map_threaded, normalize_name
 from ..core.console import progress_bar
 from ..data.table import Table
@@ -21,8 +24,10 @@ def _difference_hash(data: bytes, # of an image file
                     ) -> bytes: # 32: 256 comparisons; empty where there is none
     "Whether each cell of the 17 x 16 thumbnail is darker than its right neighbour (N. Krawetz, 2013)."
     if not data or (data[:2] != b'\xff\xd8' and len(data) > _MAX_DECODE_BYTES): return b''
-    try: g = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8)
-    except cv2.error: return b'' # more pixels than OpenCV takes for an image
+    try:
+        with Image.open(BytesIO(data)): pass # refuses pictures of more pixels than a picture has
+        g = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8)
+    except Exception: return b'' # whatever a decoder makes of it
     if g is None: return b''
     g = cv2.resize(g, (17, 16), interpolation=cv2.INTER_AREA)
     bits = g[:, :-1] < g[:, 1:]
@@ -38,7 +43,7 @@ def _stat_key(path, data: bytes) -> str: # data: the file's two ends, or all of 
 
 def _head_and_tail(path) -> bytes:
     "The first and the last bytes of a file."
-    with open(path, 'rb') as f:
+    with open_regular(path) as f:
         head = f.read(_EDGE_BYTES)
         f.seek(max(f.tell(), os.fstat(f.fileno()).st_size - _EDGE_BYTES))
         return head + f.read()
@@ -57,7 +62,7 @@ def _hash_image(path: str, # '' for none
     try:
         if path in known and known[path][0] == _stat_key(path, _head_and_tail(path)): return *known[path][1:], ''
         if not path: return '', b'', ''
-        with open(path, 'rb', 0) as f: data = f.read()
+        data = read_regular(path)
         if not data: return '', b'', ''
         found = hashlib.sha256(data).hexdigest(), _difference_hash(data)
         return *found, '\t'.join([path, _stat_key(path, data), found[0], found[1].hex()]) + '\n'
@@ -101,8 +106,8 @@ _SAME_SCENE = .5 # correlation of what moves
 
 def _small_grey(path: str) -> np.ndarray: # (768,)
     "A picture as 32 x 24 grey levels; zeros where it cannot be decoded."
-    try: g = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8)
-    except (OSError, cv2.error): g = None
+    try: g = cv2.imdecode(np.frombuffer(read_regular(path), np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8)
+    except Exception: g = None # whatever a decoder makes of it
     if g is None: return np.zeros(768, np.float32)
     return cv2.resize(g, (32, 24), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
 

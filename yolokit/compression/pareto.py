@@ -10,6 +10,7 @@ import math
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
+from ..core.images import plot_text, use_hangul_font
 from ..evaluation.leaderboard import LeaderboardError
 
 # %% ../../nbs/compression/73_pareto.ipynb #65df43c3
@@ -109,13 +110,14 @@ def _draw_row(ax, r: dict, # a row
     mark = dict(s=22, c='tab:blue' if on else '.7')
     if star: mark = dict(marker='*', s=90, c='tab:orange')
     ax.scatter(*at, zorder=3, **mark)
-    ax.annotate(r['name'], at, xytext=(3, -8), textcoords='offset points', fontsize=6, color='.3')
+    ax.annotate(plot_text(r['name']), at, xytext=(3, -8), textcoords='offset points', fontsize=6, color='.3')
 
 # %% ../../nbs/compression/73_pareto.ipynb #992ae259
 def plot_pareto(rows: list, # judged alike
                 y: str = 'AP50', score: str = '', # name in SCORES: its best is marked
                 path=None): # PNG to write -> Figure
     "Accuracy against parameters, MACs, size and latency; the front as a line, what is dominated in grey."
+    use_hangul_font()
     fig = Figure(figsize=(11, 2.9), dpi=80)
     star = score_rows(rows, score)[0]['name'] if score and rows else ''
     def machine(r): return r.get('device'), r.get('threads')

@@ -9,6 +9,7 @@ __all__ = ['log_line', 'ProgressStream', 'ProgressBar', 'progress_bar']
 import os, sys, time
 from contextlib import suppress
 from tqdm.std import tqdm
+from .untrusted import visible
 
 # %% ../../nbs/core/04_console.ipynb #c88f110c
 def _in_notebook() -> bool:
@@ -48,6 +49,7 @@ def log_line(text: str, # a line, or several
              log=None, # file to add it to, such as the run's log.txt
             ) -> None:
     "Show text wherever somebody may look: the notebook or stdout, the terminal behind a kernel, and the log."
+    text = visible(text, keep='\n\t') # names of others are in it
     print(text, flush=True)
     if _in_notebook(): _write_terminal(f'{text}\n')
     _append_log(text, log)
@@ -95,6 +97,6 @@ def progress_bar(iterable=None, # what to walk; None: call .update(n)
     "A bar with the time left, in the notebook, in the terminal and in the log."
     # of several processes that torchrun has started only the first one shows bars
     first = os.environ.get('RANK', '0') == '0'
-    return ProgressBar(iterable, total=total, desc=desc, unit=unit, initial=initial, file=ProgressStream(log),
+    return ProgressBar(iterable, total=total, desc=visible(desc), unit=unit, initial=initial, file=ProgressStream(log),
                        disable=not first, mininterval=.25, miniters=1, dynamic_ncols=os.isatty(_terminal_fd()),
                        ascii=False)

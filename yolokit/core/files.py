@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, yaml
+from .untrusted import quote, read_regular, visible
 from .rng import rng
 
 # %% ../../nbs/core/03_files.ipynb #a04525ee
@@ -94,7 +95,7 @@ class FormatError(ValueError):
     "Input that cannot be read: where it is, what was found there, what to do about it."
     def __init__(self, where, found, remedy):
         def cut(s, n): # what was found may be a megabyte, or half a character
-            return (s if len(s) <= n else s[:n] + '...').encode('utf-8', 'backslashreplace').decode()
+            return visible(s if len(s) <= n else s[:n] + '...', keep='\n')
         super().__init__(f'{cut(str(where), 500)}: {cut(str(found), 300)}. {cut(remedy, 300)}')
 
 # %% ../../nbs/core/03_files.ipynb #623d1087
@@ -215,7 +216,7 @@ def decode_text(data: bytes,
 
 def read_text(path) -> str:
     "A text file's content; FormatError for bytes that are no text, or a file that cannot be opened."
-    try: return decode_text(Path(path).read_bytes(), path)[0]
+    try: return decode_text(read_regular(path), path)[0]
     except OSError as e: raise FormatError(path, f'cannot be opened ({e.strerror})', 'Check the path.') from None
 
 # %% ../../nbs/core/03_files.ipynb #726ab038
@@ -237,8 +238,7 @@ def parse_floats(values, # texts or numbers
         except (TypeError, ValueError, OverflowError): pass
         else:
             if not _is_odd(v): continue
-        shown = str(v)[:40] if isinstance(v, int) else repr(v)[:60]
-        raise FormatError(where, f'{shown} where a number should be', what)
+        raise FormatError(where, f'{quote(v)} where a number should be', what)
 
 # %% ../../nbs/core/03_files.ipynb #2d254c09
 def load_json(path, # UTF-8
@@ -270,7 +270,7 @@ def load_yaml(path, # UTF-8, at most a megabyte
     except FormatError: raise
     except (RecursionError, ValueError, OverflowError, TypeError, AttributeError, IndexError) as e:
         raise FormatError(path, f'not yaml ({type(e).__name__})', what) from None
-    if not isinstance(conf, dict): raise FormatError(path, f'found {str(conf)[:40]!r}', what)
+    if not isinstance(conf, dict): raise FormatError(path, f'found {quote(conf, 40)}', what)
     return conf
 
 # %% ../../nbs/core/03_files.ipynb #45b72522
@@ -284,12 +284,12 @@ def load_data_yaml(path, # YOLO's description of a data set
         names = yaml.load(read_text(path), yaml.BaseLoader).get('names')
     if isinstance(names, dict):
         if not all(k.isdecimal() and len(k) < 5 for k in names):
-            raise FormatError(path, f'names has the keys {str(list(names))[:40]}', 'Number the classes 0, 1, 2 ...')
+            raise FormatError(path, f'names has the keys {quote(list(names), 40)}', 'Number the classes 0, 1, 2 ...')
         of = {int(k): v for k, v in names.items()}
         names = [of.get(k, f'class {k}') for k in range(max(of, default=-1) + 1)]
-    if not isinstance(names, list): raise FormatError(path, f'names is {str(names)[:40]!r}', 'It is a list.')
+    if not isinstance(names, list): raise FormatError(path, f'names is {quote(names, 40)}', 'It is a list.')
     if odd := [v for v in names if not isinstance(v, str)]:
-        raise FormatError(path, f'a name is {str(odd[0])[:40]}', 'A name is a word.')
+        raise FormatError(path, f'a name is {quote(odd[0], 40)}', 'A name is a word.')
     if names and n is not None and n != len(names):
         raise FormatError(path, f'nc is {n}, but there are {len(names)} names', 'Make them agree.')
     return conf | dict(names=names)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BoxTransform', 'letterbox', 'ImageError', 'image_size', 'read_image', 'write_image', 'hangul_font', 'use_hangul_font',
-           'class_color', 'draw_boxes']
+           'plot_text', 'class_color', 'draw_boxes']
 
 # %% ../../nbs/core/01_images.ipynb #4967daae
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from io import BytesIO
 from pathlib import Path
 import cv2, numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from .untrusted import open_regular, read_regular, visible
 
 # %% ../../nbs/core/01_images.ipynb #860dd3da
 @dataclass(frozen=True)
@@ -136,7 +137,15 @@ _EXIF_ORIENTATIONS = { # EXIF number: what makes the stored rows upright
     1: lambda x: x, 2: lambda x: x[:, ::-1], 3: lambda x: x[::-1, ::-1], 4: lambda x: x[::-1],
     5: lambda x: x.swapaxes(0, 1), 6: lambda x: np.rot90(x, -1), 7: lambda x: x.swapaxes(0, 1)[::-1, ::-1], 8: np.rot90}
 
-def _header(file, # path or BytesIO
+def _opened(path, # picture
+            opened): # function of it: open_regular or read_regular
+    "What opens or reads a picture, with its errors as an ImageError."
+    try: return opened(path)
+    except FileNotFoundError: raise ImageError(f'{path}: there is no such file') from None
+    except (OSError, ValueError, MemoryError) as e: # a ValueError: a zero byte in the name
+        raise ImageError(f'{path}: cannot be opened: {getattr(e, "strerror", None) or e}') from None
+
+def _header(file, # opened, or BytesIO
             path, # for the message
            ): # (w, h) as stored, format such as 'JPEG', EXIF orientation 1..8
     "What the first bytes say; no pixel is decoded."
@@ -144,17 +153,17 @@ def _header(file, # path or BytesIO
         with Image.open(file) as im:
             # the plain getexif: PNG's own decodes the whole picture to look for a chunk behind it
             size, kind, turn = im.size, im.format, Image.Image.getexif(im).get(0x112, 1)
-    except FileNotFoundError: raise ImageError(f'{path}: there is no such file') from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+    except Exception as e: # whatever a decoder makes of bytes that are no picture
         what = f'not an image that can be read ({type(e).__name__})'
         raise ImageError(f'{path}: {what}; replace the file or remove it') from None
+    if min(size) < 1: raise ImageError(f'{path}: a picture of {size[0]} × {size[1]} pixels; remove it')
     return size, kind, turn if turn in _EXIF_ORIENTATIONS else 1
 
 # %% ../../nbs/core/01_images.ipynb #398c9e88
 def image_size(path, # image file
               ) -> tuple: # (w, h) pixels, as `read_image` gives them
     "Width and height from the header alone, turned as EXIF says."
-    (w, h), _, turn = _header(path, path)
+    with _opened(path, open_regular) as f: (w, h), _, turn = _header(f, path)
     return (h, w) if turn > 4 else (w, h)
 
 # %% ../../nbs/core/01_images.ipynb #8891c076
@@ -171,13 +180,13 @@ def _whole(data: bytes, kind: str) -> bool:
 def read_image(path, # image file; any name, Korean too
               ) -> np.ndarray: # (H, W, 3) uint8 RGB
     "The picture as a viewer shows it: turned as EXIF says, grey repeated, alpha dropped, 16 bits cut to 8."
-    try: data = Path(path).read_bytes()  # not cv2.imread, which on Windows cannot open a Korean name
-    except OSError as e: raise ImageError(f'{path}: {e.strerror or e}') from None
+    data = _opened(path, read_regular)  # not cv2.imread, which on Windows cannot open a Korean name
     _, kind, turn = _header(BytesIO(data), path)
     if not _whole(data, kind):
         raise ImageError(f'{path}: the file breaks off ({len(data)} bytes, no end marker); copy it again')
     try: rgb = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error as e: raise ImageError(f'{path}: cannot be decoded: {e.err}') from None
+    except Exception as e: # cv2.error, MemoryError
+        raise ImageError(f'{path}: cannot be decoded: {getattr(e, "err", type(e).__name__)}') from None
     if rgb is None:
         raise ImageError(f'{path}: a {kind} that cannot be decoded ({len(data)} bytes); copy it again or remove it')
     return np.ascontiguousarray(_EXIF_ORIENTATIONS[turn](rgb))
@@ -216,12 +225,20 @@ def hangul_font(size: int = 14, # height in pixels
 
 # %% ../../nbs/core/01_images.ipynb #9b0506d5
 def use_hangul_font() -> None:
-    "Let matplotlib fall back on the Korean font, so that Hangul in titles and labels shows."
+    "Let matplotlib fall back on the Korean font, so that Hangul shows, and take `$` in a name for a dollar."
     import matplotlib
     from matplotlib import font_manager
     font_manager.fontManager.addfont(_korean_font())
     name = font_manager.FontProperties(fname=_korean_font()).get_name()
     matplotlib.rcParams['font.family'] = ['DejaVu Sans', name]
+    matplotlib.rcParams['text.parse_math'] = False # names of others are no formulas
+
+def plot_text(text, # of others, such as the name of a class or a file
+              most: int = 60, # letters
+             ) -> str:
+    "Text for a title, a tick or a legend of matplotlib, where a leading underscore would hide it."
+    text = visible(text)
+    return ' '*text.startswith('_') + (text if len(text) <= most else text[:most - 3] + '...')
 
 # %% ../../nbs/core/01_images.ipynb #762b1471
 _PALETTE = ( # r, g, b
@@ -239,6 +256,7 @@ def _tag(pen, x, y, # ImageDraw; the box's upper left corner
          text: str, rgb: tuple, size: int, of: tuple, # colour, letters in pixels, (w, h) of the image
         ) -> None:
     "A name on its colour, above the box if there is room, kept inside the image."
+    text = plot_text(text)
     _, _, w, h = pen.textbbox((0, 0), text, font=hangul_font(size))
     w, h = w + 4, h + 3
     x, y = max(min(x, of[0] - w), 0), y - h if y >= h else max(min(y, of[1] - h), 0)

@@ -17,6 +17,7 @@ from pathlib import Path
 from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 import numpy as np, yaml
+from ..core.untrusted import open_regular, read_regular
 from ..core.images import ImageError, image_size
 from ..core.files import (decode_text, FormatError, guess_split, list_files, normalize_name, parse_floats, patch,
                                 read_text)
@@ -61,7 +62,7 @@ def open_annotation(path, # the file
                     codec: str = '', # what the adapter says
                     **more) -> AnnotationFile: # more: its other fields
     "An annotation file, opened; FormatError where that is not possible."
-    try: data = Path(path).read_bytes()
+    try: data = read_regular(path)
     except OSError as e: raise FormatError(path, f'cannot be opened ({e.strerror})', 'Check the path.') from None
     name = normalize_name(os.path.relpath(path, root))
     return AnnotationFile(name, *decode_text(data, path, codec), root=str(Path(root).absolute()), **more)
@@ -828,7 +829,7 @@ def has_shape(p: Path, A: _Adapter) -> bool:
     "Whether a file begins as the adapter's do; one without an expression takes any, and an empty file is of any kind."
     if not A.shape: return True
     try:
-        with open(p, 'rb') as f: data = f.read(1 << 14)
+        with open_regular(p) as f: data = f.read(1 << 14)
     except OSError: return False
     text = data.decode('utf-8-sig', 'ignore')
     return not text.strip() or bool(re.match(A.shape, text, re.S))

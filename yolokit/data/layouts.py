@@ -12,6 +12,7 @@ import os, re
 from collections import Counter
 from pathlib import Path
 import numpy as np, yaml
+from ..core.untrusted import open_regular, read_regular
 from ..core.files import (IMAGES, MEDIA_DIRS, FormatError, guess_split, image_finder, list_files, load_data_yaml,
                                 normalize_name, parse_floats, read_text)
 from ..core.console import log_line
@@ -182,7 +183,7 @@ def merge_categories(d: dict, # parsed json
 # %% ../../nbs/data/20_layouts.ipynb #53733d9a
 def file_contains(path: Path, what: bytes) -> bool:
     "Whether a file holds these bytes; false where it cannot be read."
-    try: return path.is_file() and what in path.read_bytes()
+    try: return what in read_regular(path)
     except OSError: return False
 
 def coco_files(folder) -> list[tuple[str, Path]]: # split, json
@@ -315,7 +316,9 @@ def _is_label_file(path: Path) -> bool:
         try: v = [float(x) for x in line.split()]
         except ValueError: return False
         return len(v) > 4 and v[0].is_integer() and v[0] >= 0
-    with open(path, 'rb') as f: head = f.read(8192)
+    try:
+        with open_regular(path) as f: head = f.read(8192)
+    except OSError: return False
     rows = head.decode(errors='replace').splitlines()
     if len(head) == 8192: rows[-1] = rows[-1].rpartition(' ')[0]   # a number was cut
     rows = [is_row(x) for x in rows if x.strip()][:5]
@@ -473,7 +476,7 @@ def find_description(folder: Path) -> Path | None:
     "The data.yaml or obj.data of a folder, or of the one folder in it that has one; FormatError where several have."
     def own(f):
         yamls, data = ([p for p in sorted(f.glob(x)) if p.name[0] != '.'] for x in ('*.y*ml', '*.data'))
-        named = [p for p in yamls if re.search(rb'(?m)^names\s*:', p.read_bytes()[:1 << 20])]
+        named = [p for p in yamls if re.search(rb'(?m)^names\s*:', read_regular(p)[:1 << 20])]
         some = [p for p in yamls if p.name.startswith('data')][:1] or named or data[:1]
         return some
     some = own(folder)

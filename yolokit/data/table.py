@@ -9,8 +9,8 @@ __all__ = ['TableError', 'Table', 'from_columns', 'concat', 'mark_ignored', 'mer
 import gc
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from html import escape
 import numpy as np
+from ..core.untrusted import escape_html
 from ..core.files import patch
 
 # %% ../../nbs/data/15_table.ipynb #b6ea3eb6
@@ -292,13 +292,13 @@ def _to_html(t: Table) -> str:
     "Boxes by class and split, as a notebook shows a table."
     c = list(t.counts().items())
     rows = [('<i>images</i>', [v[0] for _, v in c])]
-    rows += [(escape(n), [v[i + 1] for _, v in c]) for i, n in enumerate(t.names)]
+    rows += [(escape_html(n), [v[i + 1] for _, v in c]) for i, n in enumerate(t.names)]
     rows += [('<i>boxes</i>', [v[1:].sum() for _, v in c])]
     cell = lambda v: f'<td>{v:,}</td>'
     row = lambda n, v: f'<tr><td style="text-align:left">{n}</td>{"".join(map(cell, v))}{cell(sum(v))}</tr>'
     body = ''.join(row(n, v) for n, v in rows)
-    head = ''.join(f'<th>{s or "no split"}</th>' for s, _ in c)
-    return f'<table><thead><tr><th></th>{head}<th>all</th></tr></thead><tbody>{body}</tbody></table>'
+    head = ''.join(f'<th>{escape_html(s) or "no split"}</th>' for s, _ in c)
+    return f'<table class="tex2jax_ignore mathjax_ignore"><thead><tr><th></th>{head}<th>all</th></tr></thead><tbody>{body}</tbody></table>'
 
 # %% ../../nbs/data/15_table.ipynb #c22ab994
 @contextmanager

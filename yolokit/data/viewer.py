@@ -13,7 +13,8 @@ import matplotlib.pyplot as plt
 from PIL import Image, ImageDraw
 from matplotlib.figure import Figure
 from ..core.boxes import box_iou, sort_corners
-from ..core.images import draw_boxes, hangul_font, ImageError, letterbox, read_image, use_hangul_font
+from ..core.images import (draw_boxes, hangul_font, ImageError, letterbox, plot_text, read_image,
+                                 use_hangul_font)
 from ..core.files import normalize_name
 from .table import Table
 
@@ -87,7 +88,7 @@ def _classes(ax, table):
     left, y = np.zeros(len(table.names)), np.arange(len(table.names))
     for split, n in table.counts().items():
         ax.barh(y, n[1:], left=left, label=split or 'all'); left += n[1:]
-    ax.set_yticks(y, [n[:18] for n in table.names], fontsize=7)
+    ax.set_yticks(y, [plot_text(n, 18) for n in table.names], fontsize=7)
     ax.invert_yaxis(); ax.legend(fontsize=7)
     ax.set(title='classes', xlabel='boxes')
 
@@ -164,7 +165,7 @@ def show_predictions(truth: Table, detections: Table, # matched by image id
     for ax in axs.flat: ax.axis('off')
     for (a, b), i in zip(axs, rows):
         left, right, t, h = _pair(truth, detections, i, at.get(truth.images['id'][i], -1), conf)
-        a.imshow(left); a.set_title(f'{truth.images["file"][i]}: {t.sum()} of {len(t)} found', fontsize=8, loc='left')
+        a.imshow(left); a.set_title(f'{plot_text(truth.images["file"][i])}: {t.sum()} of {len(t)} found', fontsize=8, loc='left')
         b.imshow(right); b.set_title(f'{h.sum()} right, {(~h).sum()} wrong, score ≥ {conf:g}', fontsize=8, loc='left')
     plt.close(fig)
     return fig

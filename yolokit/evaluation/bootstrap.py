@@ -9,7 +9,7 @@ __all__ = ['METRICS', 'bootstrap_ap', 'bootstrap_interval', 'paired_bootstrap', 
 from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
-from ..core.images import use_hangul_font
+from ..core.images import plot_text, use_hangul_font
 from ..core.rng import rng
 from ..data.table import Table
 from .matching import IGNORED, RECALL_THRESHOLDS, align_detections, match, Match
@@ -143,5 +143,5 @@ def plot_paired_intervals(p: _PairedDifference,
     ax.axvline(0, color='k', lw=1)
     ax.set_yticks(range(len(p)), p)
     ax.invert_yaxis()
-    ax.set(xlabel=f'← {a} better        {b} better →')
+    ax.set(xlabel=f'← {plot_text(a)} better        {plot_text(b)} better →')
     return fig

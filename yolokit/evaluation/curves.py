@@ -9,7 +9,7 @@ __all__ = ['confidence_curves', 'confusion_matrix', 'plot_confidence', 'plot_con
 import numpy as np
 from matplotlib.figure import Figure
 from ..core.boxes import xyxy2xywh
-from ..core.images import use_hangul_font
+from ..core.images import plot_text, use_hangul_font
 from ..data.table import Table
 from .matching import (IGNORED, UNMATCHED, align_detections, crowd_flags, matched_truth,
                                          pairs_above_iou)
@@ -78,6 +78,7 @@ def plot_confusion(m: np.ndarray, # (C+1, C+1), of confusion_matrix
     n, side = len(m), min(max(3.5, .42*len(m) + 1.5), 14)
     fig = Figure(figsize=(side + .6, side), dpi=80, layout='constrained')
     ax, share = fig.subplots(), m/np.maximum(m.sum(1, keepdims=True), 1)
+    names = [plot_text(n, 30) for n in names]
     ax.imshow(share, cmap='Blues', vmin=0, vmax=1)
     for i, j in zip(*np.nonzero(m)) if n <= 25 else ():
         ax.text(j, i, m[i, j], ha='center', va='center', fontsize=7, color='w' if share[i, j] > .6 else 'k')

@@ -6,11 +6,11 @@
 __all__ = ['ERROR_TYPES', 'classify_errors', 'error_report']
 
 # %% ../../nbs/evaluation/58_errors.ipynb #bafdf186
-import base64, io
+import base64, io, re
 from dataclasses import dataclass, replace
-from html import escape
 import numpy as np
 from matplotlib.figure import Figure
+from ..core.untrusted import escape_html
 from ..core.boxes import xyxy2xywh
 from ..core.images import use_hangul_font
 from ..core.files import atomic_write
@@ -180,8 +180,8 @@ def _figure_html(fig: Figure) -> str: # an HTML image that holds its pixels
 # %% ../../nbs/evaluation/58_errors.ipynb #849b997a
 def _anchor_id(kind: str, name: str = '', # of a class
               ) -> str:
-    "The name of a place on the page."
-    return f'{kind} {name}'.strip().replace(' ', '-')
+    "The name of a place on the page, of letters, digits and dashes only."
+    return re.sub(r'[^\w-]', lambda m: '-' if m[0] == ' ' else f'.{ord(m[0]):x}', f'{kind} {name}'.strip())
 
 def _counts_table(e: _Errors,
                   c: dict, # of error_costs
@@ -196,7 +196,7 @@ def _counts_table(e: _Errors,
         cells = ''.join(link(k, t.names[x], int((of & (cls == x)).sum())) for x in shown)
         rows += (f'<tr><th style="text-align:left" title="{ERROR_TYPES[k]}">{k}</th><td>{c[k]["alone"]:.3f}</td>'
                  f'<td>{c[k]["in turn"]:.3f}</td>{link(k, "", c[k]["n"])}{cells}</tr>')
-    head = ''.join(f'<th>{escape(t.names[x])}</th>' for x in shown)
+    head = ''.join(f'<th>{escape_html(t.names[x])}</th>' for x in shown)
     return f'<table><tr><th></th><th>alone</th><th>in turn</th><th>all</th>{head}</tr>{rows}</table>'
 
 # %% ../../nbs/evaluation/58_errors.ipynb #407e18a0
@@ -210,8 +210,8 @@ def _gallery_html(e: _Errors, # of one kind
                   n: int, # pictures
                  ) -> str: # HTML
     "A heading and its pictures."
-    head = kind + (' · ' + escape(name) if name else '')
-    return (f'<h3 id="{escape(_anchor_id(kind, name))}">{head} <a href="#top">↑</a></h3>'
+    head = kind + (' · ' + escape_html(name) if name else '')
+    return (f'<h3 id="{_anchor_id(kind, name)}">{head} <a href="#top">↑</a></h3>'
             + _figure_html(gallery(e.table, e, n)))
 
 # %% ../../nbs/evaluation/58_errors.ipynb #754a6347
@@ -229,7 +229,7 @@ def error_report(truth: Table, detections: Table,
         for x in np.unique(cls[of]):
             if most > 0: body += _gallery_html(e.keep(of & (cls == x)), k, names[x], n)
             else:
-                body += (f'<p id="{escape(_anchor_id(k, names[x]))}">{k} · {escape(names[x])}: '
+                body += (f'<p id="{_anchor_id(k, names[x])}">{k} · {escape_html(names[x])}: '
                          f'see <a href="#{_anchor_id(k)}">{k}</a></p>')
             most -= 1
     worst = _worst_images(e)

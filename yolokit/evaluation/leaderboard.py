@@ -7,9 +7,10 @@ __all__ = ['LeaderboardError', 'params_and_macs', 'detection_settings', 'write_r
            'filter_rows', 'sort_rows', 'markdown', 'csv_text', 'to_html', 'compare', 'recompute']
 
 # %% ../../nbs/evaluation/59_leaderboard.ipynb #ca49a323
-import csv, hashlib, html, io, json, os, re, time
+import csv, hashlib, io, json, os, re, time
 from pathlib import Path
 import numpy as np, torch
+from ..core.untrusted import escape_csv, escape_html, escape_markdown
 from ..core import environment
 from ..core.files import atomic_write, load_json, project_root, sha256
 from ..core.console import log_line
@@ -251,7 +252,7 @@ def _summary_columns(r: dict) -> dict: # column -> text
 def markdown(rows: list) -> str:
     "A table and what its letters mean."
     if not rows: return 'Nothing has been judged yet.'
-    cells, esc = [_summary_columns(r) for r in rows], lambda s: str(s).replace('|', '\\|')
+    cells, esc = [_summary_columns(r) for r in rows], escape_markdown
     row = lambda values: '| ' + ' | '.join(values) + ' |'
     lines = [row(cells[0]), '|' + '---|'*len(cells[0]), *(row(map(esc, c.values())) for c in cells), '']
     d = _protocol_differences(rows)
@@ -269,7 +270,7 @@ def csv_text(rows: list) -> str:
     f = io.StringIO()
     w = csv.DictWriter(f, _column_names(rows), lineterminator='\n')
     w.writeheader()
-    w.writerows({k: _exact(v) for k, v in r.items()} for r in rows)
+    w.writerows({k: escape_csv(_exact(v)) for k, v in r.items()} for r in rows)
     return f.getvalue()
 
 # %% ../../nbs/evaluation/59_leaderboard.ipynb #93da16bb
@@ -313,17 +314,17 @@ def _html_cell(v, # a value of a row
     text = '' if v is None else f'{v:.4g}' if isinstance(v, float) else str(v)
     number = isinstance(v, (int, float))
     kind = (' class=n' if number else '') if shown else ' class="n all"' if number else ' class=all'
-    return f'<td{kind} data-v="{html.escape(str(_exact(v)))}">{html.escape(text)}</td>'
+    return f'<td{kind} data-v="{escape_html(_exact(v))}">{escape_html(text)}</td>'
 
 def _html_row(r: dict, keys: list, first: list) -> str: # a tr
     "A row, with all of it for the comparison of two."
-    box = f'<td><input type=checkbox data-row="{html.escape(json.dumps(r, ensure_ascii=False))}"></td>'
+    box = f'<td><input type=checkbox data-row="{escape_html(json.dumps(r, ensure_ascii=False))}"></td>'
     return f'<tr>{box}' + ''.join(_html_cell(r.get(k), k in first) for k in keys) + '</tr>'
 
 # %% ../../nbs/evaluation/59_leaderboard.ipynb #26fc4b02
 def to_html(rows: list) -> str: # HTML that needs nothing else
     "The leaderboard as one file."
-    keys, e, bodies = _column_names(rows), html.escape, {}
+    keys, e, bodies = _column_names(rows), escape_html, {}
     first = [k for k in _FIRST_COLUMNS if k in keys]
     keys = first + [k for k in keys if k not in first]
     for r in rows: bodies.setdefault(r['way'], []).append(_html_row(r, keys, first))

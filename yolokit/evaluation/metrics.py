@@ -14,8 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
+from ..core.untrusted import escape_markdown
 from ..core.boxes import xyxy2xywh
-from ..core.images import class_color, use_hangul_font
+from ..core.images import class_color, plot_text, use_hangul_font
 from ..core.files import atomic_write
 from ..core.environment import available_memory
 from ..data.table import gc_paused, Table
@@ -110,8 +111,8 @@ class _Result(dict):
         head += _markdown_row(f'{self[k]:.3f}' for k in COCO_METRICS)
         rows = _markdown_row(('class', 'truth', 'detections', *columns)) + '|:--' + '|--:'*9 + '|\n'
         for name, c in self['per_class'].items():
-            rows += _markdown_row([name, str(c['truth']), str(c['detections']), *(show(c[k]) for k in columns)])
-        said = ''.join(f'- {n}\n' for n in self['notes'])
+            rows += _markdown_row([escape_markdown(name), str(c['truth']), str(c['detections']), *(show(c[k]) for k in columns)])
+        said = ''.join(f'- {escape_markdown(n)}\n' for n in self['notes'])
         return f'{head}\n{rows}\n{said}\n{self["backend"]}'
 
 # %% ../../nbs/evaluation/56_metrics.ipynb #6073aabe
@@ -173,7 +174,7 @@ def plot_pr(result: _Result) -> Figure:
     shown = [(k, n, c) for k, (n, c) in enumerate(result['per_class'].items()) if c['truth']]
     for k, n, c in shown:
         ax.plot(recall, result.precision[0, :, k], lw=1, alpha=.8, color=[v/255 for v in class_color(k)],
-                label=f'{n} {c["AP50"]:.2f}' if len(shown) <= 20 else None)
+                label=f'{plot_text(n)} {c["AP50"]:.2f}' if len(shown) <= 20 else None)
     ax.set(xlabel='recall', ylabel='precision', xlim=(0, 1), ylim=(0, 1.02),
            title=f'AP50 {result["AP50"]:.3f}, AP {result["AP"]:.3f}')
     if shown:

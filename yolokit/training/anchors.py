@@ -159,6 +159,7 @@ def draw_anchors(wh: np.ndarray, # (N, 2) px, boxes
                  t: float = 4.): # -> matplotlib Figure
     "Sizes of boxes, and what each anchor may answer for."
     from matplotlib.figure import Figure
+    images.use_hangul_font()
     figure = Figure((.5 + 4.2*len(cfgs), 3.2), dpi=75)
     for k, (ax, (name, cfg)) in enumerate(zip(figure.subplots(1, len(cfgs), sharey=True, squeeze=False)[0],
                                               cfgs.items())):
@@ -168,7 +169,7 @@ def draw_anchors(wh: np.ndarray, # (N, 2) px, boxes
         ax.loglog(*wh[~caught].T, 'r.', ms=3, label='caught by none')
         ax.loglog(*a.T, 'kx', ms=7, label='anchors')
         for w, h in a: ax.bar(w/t, h*t - h/t, w*t - w/t, h/t, align='edge', fill=False, ec='C0', lw=.6)
-        ax.set(title=f'{name}: BPR {caught.mean():.3f}', xlabel='width, px', xlim=(1, 700), ylim=(1, 700))
+        ax.set(title=f'{images.plot_text(name)}: BPR {caught.mean():.3f}', xlabel='width, px', xlim=(1, 700), ylim=(1, 700))
         ax.legend(fontsize=7, loc='lower right')
         if not k: ax.set_ylabel('height, px')
     figure.tight_layout()

@@ -10,6 +10,7 @@ import itertools, json, math, time
 from base64 import b64encode
 from pathlib import Path
 import numpy as np, torch
+from ..core.untrusted import escape_markdown
 from ..core import images
 from ..core.files import atomic_write
 from ..core.environment import peak_memory
@@ -77,7 +78,7 @@ def _code_cell(source: str, n: int, outputs=()) -> dict:
 
 def _markdown_table(rows: dict) -> str: # name: value
     "Two columns of markdown."
-    text = lambda v: ('%.4g' % v if isinstance(v, float) else str(v)).replace('|', '\\|').replace('\n', ' ')
+    text = lambda v: escape_markdown('%.4g' % v if isinstance(v, float) else str(v).replace('\n', ' '))
     return '| | |\n|---|---|\n' + '\n'.join(f'| {text(k)} | {text(v)} |' for k, v in rows.items())
 
 # %% ../../nbs/training/46_monitor.ipynb #560850f2
@@ -97,7 +98,8 @@ def _run_summary(run: Run) -> list[str]: # markdown, a text a cell
     recipe = {k: ', '.join(f'{a} {b:g}' if isinstance(b, float) else f'{a} {b}'
                            for a, b in v.items() if b) if isinstance(v, dict) else v
               for k, v in (i.get('recipe') or {}).items() if v not in ('', None)}
-    return [f'# {run.name}\n\n> {(i.get("recipe") or {}).get("note") or "A training run."}\n\n' + _markdown_table(head),
+    note = (i.get('recipe') or {}).get('note') or 'A training run.'
+    return [f'# {escape_markdown(run.name)}\n\n> {escape_markdown(note)}\n\n' + _markdown_table(head),
             '## How it ended\n\n' + (_markdown_table(result) if result else 'No result was recorded.'),
             '## What the result depends on\n\n' + _markdown_table(made | (i.get('versions') or {})),
             '## Recipe\n\n' + _markdown_table(recipe)]
@@ -113,7 +115,7 @@ def _report_cell(c: str | Path, # markdown, or a PNG
     "A cell of the report: text, or a picture with the code that shows it."
     if isinstance(c, str): return dict(cell_type='markdown', id=f'm{n:03d}', metadata={}, source=c)
     picture = {'image/png': b64encode(c.read_bytes()).decode(), 'text/plain': c.name}
-    return _code_cell(f"from IPython.display import Image\nImage('plots/{c.name}')", n,
+    return _code_cell(f"from IPython.display import Image\nImage({'plots/' + c.name!r})", n,
                       [dict(output_type='display_data', metadata={}, data=picture)])
 
 def write_report(run: Run) -> Path: # report.ipynb in the run's folder
