@@ -1,7 +1,9 @@
 "The chain of stages, stopping and resuming, starting from weights: with a tiny network on drawn squares."
 import dataclasses, importlib.util, json, math, subprocess, sys, types
 import pytest
+from ranges import ranges
 from small import environment, unjudged
+from yolokit.cleaning.prepare import prepare
 from yolokit.network import checkpoints, weights
 from yolokit.network.cfg import Cfg
 from yolokit.network.model import Detector, state_hash
@@ -191,3 +193,19 @@ def test_a_failure_with_loader_processes_ends_the_process(root):
     p = subprocess.run([sys.executable, '-c', FAILS], env=environment(root), timeout=120, capture_output=True,
                        text=True)
     assert p.returncode == 3, p.stderr
+
+
+def test_the_same_bits_from_files_from_shards_and_from_a_server(root, monkeypatch, tmp_path):
+    monkeypatch.setenv('YOLOKIT_CACHE', str(tmp_path))
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
+    prepare(root/'squares', root/'data/in-tars', shards='1MB')
+    want = weights_of(go(stage='baseline', weights='none', name='files', seed=3))
+    assert weights_of(go(stage='baseline', weights='none', name='tars', seed=3, data='data/in-tars')) == want
+    odd = lambda n, path: 'cut lie moved'.split()[n//3 % 3] if n % 3 == 1 and '?' not in path else ''
+    with ranges(root/'data', odd) as s:
+        far = go(stage='baseline', weights='none', name='far', seed=3, workers=2, data=f'{s.url}/in-tars')
+        assert weights_of(far) == want and len(s.asked) > 24
+        cut = TrainConfig(**TINY | dict(stage='baseline', weights='none', name='cut-far', seed=3,
+                                        data=f'{s.url}/in-tars'))
+        with pytest.raises(launcher.TrainingInterrupted): judged(cut, Killer(1))
+        assert weights_of(train(TrainConfig(resume='cut-far', workers=0))) == want

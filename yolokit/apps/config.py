@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ConfigError', 'parse_scalar', 'make_config', 'check_weights', 'resolve_weights', 'load', 'DetectConfig',
-           'detect_options', 'load_detector', 'load_data', 'report_folder', 'output_dir']
+           'detect_options', 'load_detector', 'resolve_data', 'load_data', 'report_folder', 'output_dir']
 
 # %% ../../nbs/apps/74_config.ipynb #5340804f
 import difflib, math, os, typing
@@ -15,6 +15,7 @@ from ..core.console import log_line
 from ..core.environment import device
 from ..network.model import Detector
 from ..network.pretrained import fetch, list_pretrained, load_pretrained, load_weights
+from ..data.shards import open_store
 from ..data.table import Table
 from ..cleaning.prepare import open_data
 from ..training.runs import latest_run, Run, runs_folder
@@ -135,11 +136,16 @@ def load_detector(c: DetectConfig, # or another config with run, weights, device
     log_line(f'weights: {os.path.relpath(file, project_root())}, {len(detector.names)} classes, input {w} x {h}')
     return run, detector
 
+def resolve_data(data: str, # a path, or the address of a set that was prepared in shards
+                ) -> Path:
+    "The folder or file that a user names; FormatError where nothing usable is at an address."
+    return open_store(data) if '://' in data else resolve_path(data)
+
 def load_data(c: DetectConfig, # or another config with data
               run: Run | None, # whose data is meant where the config names none
              ) -> Table | None: # None where neither names any
     "The data that a config asks for: prepared, or as it is; DetectError where its folder is not there."
-    folder = resolve_path(c.data) if c.data else run and project_root()/run.info['data']['folder']
+    folder = resolve_data(c.data) if c.data else run and project_root()/run.info['data']['folder']
     if not folder: return None
     if not folder.exists(): raise DetectError(f'{folder}: the data folder is not there')
     return open_data(folder)

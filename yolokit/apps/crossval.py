@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from ..core.untrusted import escape_markdown
 from ..core.files import load_json, make_linker, project_root, save_json
 from ..network.checkpoints import load_checkpoint
+from ..data.shards import copy_index
 from ..data.table import Table
 from ..cleaning.checks import Findings
 from ..cleaning.prepare import Prepared
@@ -70,13 +71,15 @@ def _write_fold(folder: Path, p: Prepared, t: Table, # with digests
     split = dict(zip(t.images['id'].tolist(), t.images['split']))
     d['images'] = [m | dict(split=split[m['id']]) for m in d['images'] if m['id'] in split]
     d['annotations'] = [a for a in d['annotations'] if a['image_id'] in split]
-    for m in d['images']:
+    rows = [i for i, id in enumerate(t.images['id'].tolist()) if id in split]
+    shards = copy_index(p.folder, folder, p.info['shards'], rows) if 'shards' in p.info else None
+    for m in [] if shards else d['images']:
         source, target = (str(f.resolve()/m['link']) for f in (p.folder, folder))
         if not os.path.lexists(target): link(source, target)
     save_json(d, folder/'annotations.json')
     counts = {k: v.tolist() for k, v in t.counts().items()}
     save_json(dict(request={}, fingerprint=fingerprint(t), names=t.names, counts=counts, repair={}, left_out=[],
-                   in_gaps=0), folder/'prepared.json')
+                   in_gaps=0, **(dict(shards=shards) if shards else {})), folder/'prepared.json')
 
 # %% ../../nbs/apps/77_crossval.ipynb #018a55dd
 def _train_fold(c: CrossvalConfig, run: Run, k: int) -> Run: # finished

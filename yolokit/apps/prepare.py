@@ -15,6 +15,7 @@ from ..data import catalog, parking
 from ..data.table import Table
 from ..data.formats import parking_files, read
 from ..cleaning.prepare import prepare, Prepared, read_record
+from .config import resolve_data
 
 # %% ../../nbs/apps/75_prepare.ipynb #1772c592
 @dataclass
@@ -29,6 +30,7 @@ class PrepareConfig:
     fix: bool = True # repair what is certain
     seed: int = 0 # of the draw by hash
     decisions: str = '' # json file of the inspector: a person's word on the doubtful faults
+    shards: str = '' # size of tar files that hold the pictures, such as 1GB; '': links to the pictures
 
 # %% ../../nbs/apps/75_prepare.ipynb #f80f04c4
 def _default_output(source: Path, o: PrepareConfig) -> Path:
@@ -49,7 +51,7 @@ def _resolve_source(data: str, # see PrepareConfig
                     default=None, # function that makes the embedded set in a folder; None: parking.make_parking
                    ) -> Path: # raw or prepared
     "The folder or file that `data` names, fetched or drawn if need be; FormatError where it is not there."
-    path = resolve_path(data) if data else project_root()/'data/parking'
+    path = resolve_data(data) if data else project_root()/'data/parking'
     if data in catalog.DATASETS and not path.exists(): return catalog.fetch_dataset(data)
     if data and not path.exists():
         advice = 'Check the parameter `data`; a relative path starts at the folder of settings.ini.'

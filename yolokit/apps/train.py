@@ -171,7 +171,7 @@ def validate_config(c: TrainConfig) -> None:
     if not c.resume: # else they are checked where there is no checkpoint
         for k in ('weights', 'teacher'): check_weights(k, getattr(c, k))
         _check_size(build_cfg(c, 1))
-    if c.data and c.data not in DATASETS and not resolve_path(c.data).exists():
+    if c.data and '://' not in c.data and c.data not in DATASETS and not resolve_path(c.data).exists():
         raise TrainError(f'data={c.data}: there is no such folder or file ({resolve_path(c.data)}); known sets are '
                          f'{", ".join(DATASETS)}')
     resolve_amp(c.amp, torch.device('cpu'))

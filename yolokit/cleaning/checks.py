@@ -11,11 +11,13 @@ import dataclasses, json, os, re, unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 import numpy as np
 from PIL import Image
 from ..core.untrusted import escape_markdown, open_regular
 from ..core.boxes import box_area, box_iou_rowwise, clip_boxes, sort_corners
 from ..core.files import atomic_write, map_threaded, normalize_name, sha256
+from ..core.images import read_elsewhere
 from ..data.table import Table
 from .readings import READINGS, find_reading
 
@@ -323,6 +325,7 @@ def _probe_jpeg(head: bytes, # the first kilobytes
 # %% ../../nbs/cleaning/30_checks.ipynb #fff33e86
 def _head_length_tail(path: str) -> tuple: # bytes, int, bytes
     "The first four kilobytes of a file, its length, and its last 64 bytes."
+    if (data := read_elsewhere(path)) is not None: return data[:4096], len(data), data[-64:]
     with open_regular(path) as f:
         head, length = f.read(4096), f.seek(0, 2)
         f.seek(max(length - 64, 0))
@@ -337,7 +340,9 @@ def _probe_image(path: str, # image file; '' for none
         whole = head[:2] == b'\xff\xd8' and tail.rstrip(b'\0').endswith(b'\xff\xd9')
         if whole and (plain := _probe_jpeg(head)):
             return dict(wh=plain[0], turn=1, mode=plain[1], whole=True, length=length)
-        with open_regular(path) as f, Image.open(f) as im: # the plain getexif: PNG's own decodes the whole image
+        data = read_elsewhere(path)
+        with open_regular(path) if data is None else BytesIO(data) as f, Image.open(f) as im:
+            # the plain getexif: PNG's own decodes the whole image
             turn, mode, wh = Image.Image.getexif(im).get(0x112, 1), im.mode, im.size
             if 'transparency' in im.info: mode = 'RGBA'
             whole = whole or _is_complete(im, tail)

@@ -15,6 +15,7 @@ from ..core.untrusted import escape_markdown
 from ..core.files import IMAGES, FormatError, list_files, load_json, make_linker, save_json, sha256
 from ..core.console import log_line, progress_bar
 from ..data.table import gc_paused, mark_ignored, Table
+from ..data.shards import STORE_FILES, parse_size, shard_places, write_shards
 from ..data.formats import coco_dict, file_names, read, read_fast, yolo_texts
 from . import checks, repair
 from .split import fingerprint, split, SplitError, with_digests
@@ -36,9 +37,12 @@ def _write_label_files(rows: list, out: Path) -> None:
         if folder not in made: os.makedirs(folder, exist_ok=True); made.add(folder)
         with open(p, 'wb') as f: f.write(text.encode())
 
+def _layout_rows(t: Table, files: list[str]) -> list: # of (split, file, path, label text)
+    return list(zip(t.images['split'], files, t.images['path'], yolo_texts(t, polygons=False)))
+
 def _write_yolo_layout(t: Table, files: list[str], out: Path) -> None:
     "Images, label files and lists in YOLO's layout; one thread links, another writes."
-    rows = list(zip(t.images['split'], files, t.images['path'], yolo_texts(t, polygons=False)))
+    rows = _layout_rows(t, files)
     with ThreadPoolExecutor(1) as pool:
         labels = pool.submit(_write_label_files, rows, out)
         _link_images(rows, out)
@@ -128,7 +132,8 @@ def load_prepared(folder, # of prepare
     folder = Path(folder)
     if not (folder/'prepared.json').is_file():
         raise FormatError(folder, 'no prepared.json in it', 'It was never finished: prepare it again.')
-    return read(folder/'annotations.json', 'coco')
+    t, shards = read(folder/'annotations.json', 'coco'), read_record(folder).get('shards')
+    return t.with_images(path=shard_places(folder, shards['base'], t.images['file'])) if shards else t
 
 def read_record(folder, # of prepare, or any
                ) -> dict: # of prepared.json
@@ -175,16 +180,20 @@ def _write_prepared(t: Table, out: Path, # the folder being made
     n, t = t.n_images, _split_table(t, request, notes, known)
     save_json({d: s for d, s in zip(t.images['sha256'], t.images['split']) if d}, out/'splits.json')
     files = file_names(t)
-    _write_yolo_layout(t, files, out)
+    shards = request.get('shards')
+    if shards: shards = dict(base='shards', files=write_shards(_layout_rows(t, files), out, parse_size(shards)))
+    else: _write_yolo_layout(t, files, out)
     d = coco_dict(t, split=True)
     for m, s, f in zip(d['images'], t.images['split'], files): m.update(split=s, link=f'images/{s}/{f}')
     save_json(d, out/'annotations.json')
     _write_dataset_yaml(t, out)
+    if shards: shards['sha256'] = {name: sha256(out/name) for name in STORE_FILES}
     for sentence in notes: log_line(sentence)
     large = next((p for s in notes if (p := getattr(s, 'paths', ()))), [])
     return dict(request=request, fingerprint=fingerprint(t), names=t.names, repair=done, notes=notes,
                 large_group=large, in_gaps=n - t.n_images,
-                counts={k: v.tolist() for k, v in t.counts().items()}, left_out=left_out)
+                counts={k: v.tolist() for k, v in t.counts().items()}, left_out=left_out,
+                **(dict(shards=shards) if shards else {}))
 
 # %% ../../nbs/cleaning/35_prepare.ipynb #14e7e624
 _VERSION = 4 # raised when `prepare` would write something else from the same source
@@ -236,11 +245,13 @@ def prepare(source, # folder or annotation file
             seed: int = 0, # of the draw by hash
             names=None, # of the classes; None: the source's
             decisions: str = '', # json of the inspector, a person's decisions on the doubtful faults; '' for none
+            shards: str = '', # size of the tar files that hold the pictures, such as 1GB; '': links to the pictures
            ) -> Prepared:
     "A folder to train from, made once; raises FormatError or SplitError where none can be made."
     source, out = Path(source).absolute(), Path(out).absolute()
     _check_can_prepare(source, out, decisions)
     request = dict(decisions=sha256(decisions)) if decisions else {}
+    if shards: request['shards'] = str(parse_size(shards))
     request |= dict(version=_VERSION, source=str(source), stamp=_source_stamp(source), format=format, fix=fix,
                     split=split, val=val, test=test, gap=gap, seed=seed, given_names=names)
     old = read_record(out)

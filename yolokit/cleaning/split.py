@@ -14,6 +14,7 @@ from PIL import Image
 from ..core.untrusted import open_regular, read_regular
 from ..core.files import map_threaded, normalize_name
 from ..core.console import progress_bar
+from ..core.images import read_bytes, read_elsewhere
 from ..data.table import Table
 from .checks import augmentation_stem, video_frame
 
@@ -62,6 +63,7 @@ def _hash_image(path: str, # '' for none
     try:
         if path in known and known[path][0] == _stat_key(path, _head_and_tail(path)): return *known[path][1:], ''
         if not path: return '', b'', ''
+        if data := read_elsewhere(path): return hashlib.sha256(data).hexdigest(), _difference_hash(data), ''
         data = read_regular(path)
         if not data: return '', b'', ''
         found = hashlib.sha256(data).hexdigest(), _difference_hash(data)
@@ -106,7 +108,7 @@ _SAME_SCENE = .5 # correlation of what moves
 
 def _small_grey(path: str) -> np.ndarray: # (768,)
     "A picture as 32 x 24 grey levels; zeros where it cannot be decoded."
-    try: g = cv2.imdecode(np.frombuffer(read_regular(path), np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8)
+    try: g = cv2.imdecode(np.frombuffer(read_bytes(path), np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8)
     except Exception: g = None # whatever a decoder makes of it
     if g is None: return np.zeros(768, np.float32)
     return cv2.resize(g, (32, 24), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()

@@ -6,7 +6,7 @@
 __all__ = ['LoaderError', 'WorkerDied', 'Batch', 'pad_targets', 'image_weights', 'tuned_malloc', 'Loader']
 
 # %% ../../nbs/data/28_loader.ipynb #cde44668
-import atexit, ctypes, multiprocessing, os, signal, threading, time, weakref
+import atexit, ctypes, gc, multiprocessing, os, signal, threading, time, weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,6 +21,7 @@ from ..core.rng import rng
 from ..core.console import progress_bar
 from ..core.environment import available_memory
 from .table import Table
+from .shards import StoreError
 from .augment import SHUFFLE_STREAM, Augment, augment_sample
 
 # %% ../../nbs/data/28_loader.ipynb #03c27880
@@ -45,6 +46,25 @@ class LoaderError(ValueError):
 class WorkerDied(LoaderError):
     "A process of the loader is gone."
 
+
+# %% ../../nbs/data/28_loader.ipynb #f17b9a0a
+class _Texts:
+    "Many texts in two arrays."
+    def __init__(self, texts):
+        raw = [str(t).encode('utf-8', 'surrogateescape') for t in texts]
+        self.start = np.cumsum([0, *map(len, raw)])
+        self.bytes = np.frombuffer(b''.join(raw), np.uint8)
+    def __len__(self): return len(self.start) - 1
+    def __getitem__(self, i): # from 0
+        return self.bytes[self.start[i]:self.start[i + 1]].tobytes().decode('utf-8', 'surrogateescape')
+
+class _Parts:
+    "One array, cut into pieces."
+    def __init__(self, whole: np.ndarray, start: np.ndarray): self.whole, self.start = whole, start # (n + 1,)
+    def __len__(self): return len(self.start) - 1
+    def __getitem__(self, i): return self.whole[self.start[i]:self.start[i + 1]] # from 0
+
+# %% ../../nbs/data/28_loader.ipynb #70861894
 def _targets_by_image(table: Table,
                      ) -> tuple: # per image (N, 5) float64 class x0 y0 x1 y1, image px; how many were left out; labels
     "The boxes to learn, image by image, and behind them the regions; `labels`: see `_regions`."
@@ -56,15 +76,15 @@ def _targets_by_image(table: Table,
     where, regions, unlabelled = _regions(table, b['image'][crowd], rows[crowd])
     image, rows = np.r_[b['image'][ok & ~crowd], where], np.concatenate([rows[ok & ~crowd], regions])
     at = np.argsort(image, kind='stable')
-    return np.split(rows[at], np.searchsorted(image[at], np.arange(1, table.n_images))), left_out, unlabelled
+    return _Parts(rows[at], np.searchsorted(image[at], np.arange(table.n_images + 1))), left_out, unlabelled
 
 # %% ../../nbs/data/28_loader.ipynb #f4515800
 @dataclass
 class _ImageSource:
     "Where images and boxes come from."
-    files: list  # names, for messages
-    paths: list
-    truth: list  # per image (N, 5) class x0 y0 x1 y1, image px
+    files: _Texts  # names, for messages
+    paths: _Texts
+    truth: _Parts  # per image (N, 5) class x0 y0 x1 y1, image px
     size: tuple  # (w, h) of the network input
     mode: str = 'letterbox'  # or 'stretch', 'deepstream'
     pixels: np.ndarray | None = None  # (n, h, w, 3) uint8 once cached
@@ -130,7 +150,7 @@ def _cache_in_ram(source: _ImageSource,
     def fill(i):
         try: pixels[i], sizes[i] = source.read(i)
         except ImageError as e:
-            if not skip: raise
+            if not skip or isinstance(e, StoreError): raise
             bad[i] = str(e)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in progress_bar(pool.map(fill, range(n)), total=n, desc='reading images', log=log): pass
@@ -228,7 +248,7 @@ def _build_batch(work: _BatchBuilder, epoch: int,
             targets[len(got)] = torch.from_numpy(pad_targets(boxes, work.m))
             got.append((i, fit))
         except ImageError as e:
-            if not work.skip: raise
+            if not work.skip or isinstance(e, StoreError): raise
             skipped.append((i, str(e)))
     index = [i for i, _ in got]
     return Batch(images[:len(got)], targets[:len(got)], torch.tensor(index, dtype=torch.int64),
@@ -284,6 +304,7 @@ def tuned_malloc():
 # %% ../../nbs/data/28_loader.ipynb #49f17fd5
 def _worker_init(worker: int) -> None:
     "What a worker process does first."
+    gc.freeze() # what it shares with its parent is not looked through, and so not copied
     cv2.setNumThreads(0)
     _tune_malloc()
     for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN)
@@ -329,7 +350,7 @@ class Loader:
         if shuffle and not any((t[:, 0] >= 0).any() for t in truth):
             raise LoaderError(f'no boxes at all on {table.n_images} images: nothing to learn')
         aug, skip = augment or Augment(), unreadable == 'skip'
-        src = _ImageSource(list(table.images['file']), list(table.images['path']), truth, tuple(size), mode,
+        src = _ImageSource(_Texts(table.images['file']), _Texts(table.images['path']), truth, tuple(size), mode,
                            room=_tiles_per_worker(aug, size, workers))
         if cache == 'ram': src = _cache_in_ram(src, skip, log)
         self.work = _BatchBuilder(src, aug, seed, _max_targets(truth, aug), skip)
