@@ -1,6 +1,7 @@
 """Step by step beside the originals: the same network, first weights and batches, in their code and in ours.
 
     python bench/parity.py ~/yolov5-v6.1 [--yolor ~/yolor] [--only schedule|yolov5n|yolov5s|yolor-csp] [--steps 100]
+    python bench/parity.py ~/yolov5-v6.1 --yolor ~/yolor --float64 --rate 1 --floor 1000
 
 Each original runs in a process of its own, from the checkout that is named; nothing of it is here. YOLOv5's side is
 the loop of its own train.py, with its loader replaced by the batches of a file; YOLOR's is its model, its loss and
@@ -10,7 +11,9 @@ is chance in the originals, and the better one here. float32, one thread.
 
 A training from nothing at a full rate multiplies a rounding error several times a step, whoever computes it. So the
 rates are a thousandth of the recipes' unless --rate says otherwise, and each comparison is followed by ours with
-itself, from first weights moved by half of their last digit: what rounding alone does.
+itself, from first weights moved by half of their last digit: what rounding alone does. With --float64 both sides
+compute in double precision, and what keeps a box's overlap from 0/0 is 1e-15 on both (their 1e-7 also makes boxes
+higher). Then --rate 1 --floor 1000, the recipe as it is, can be compared.
 """
 import argparse, copy, json, os, re, subprocess, sys, tempfile, types, warnings
 from dataclasses import replace
@@ -20,7 +23,7 @@ from unittest.mock import MagicMock
 
 import numpy as np
 
-HERE, BATCH, NOMINAL, PER, CLASSES = Path(__file__).resolve().parents[1], 4, 8, 6, 14
+EPS, HERE, BATCH, NOMINAL, PER, CLASSES = 1e-15, Path(__file__).resolve().parents[1], 4, 8, 6, 14
 LOOK = 1, 10, 100                                      # steps after which weights are compared
 # batches an epoch, epochs, batch, nominal batch, floor of the warm-up
 SCHEDULES = ((300, 6, 16, 64, 1000), (721, 4, 2, 64, 100), (26, 16, 8, 8, 78), (50, 9, 24, 64, 1000),
@@ -29,8 +32,8 @@ SCHEDULES = ((300, 6, 16, 64, 1000), (721, 4, 2, 64, 100), (26, 16, 8, 8, 78), (
 
 # Theirs
 
-def open_peer(folder):
-    "Make a checkout of 2022 run on today's numpy and torch, without what only plots and logs."
+def open_peer(folder, double=False):
+    "Make a checkout of 2022 run on today's numpy and torch, without what only plots and logs; double: in float64."
     import torch, torchvision
     sys.path.insert(0, folder)
     for name in 'utils.plots pandas seaborn scipy scipy.cluster scipy.cluster.vq scipy.signal tensorboard thop ' \
@@ -42,6 +45,11 @@ def open_peer(folder):
         s, *(int(v) if not s.is_floating_point() and isinstance(v, torch.Tensor) else v for v in a), **k)
     torch.set_num_threads(1)
     warnings.simplefilter('ignore')
+    if double:
+        torch.set_default_dtype(torch.float64)
+        torch.Tensor.float = torch.Tensor.double           # what their code calls float becomes double
+        import utils.loss
+        utils.loss.bbox_iou = partial(utils.loss.bbox_iou, eps=EPS)
 
 class FileLoader:
     "Batches of a file in the place of a loader: the same ones every epoch."
@@ -84,7 +92,7 @@ class Over(Exception): pass
 def theirs_v5(a):
     "Their train.py over the batches of a file; its losses at every batch and its weights after some steps."
     import torch
-    open_peer(a.folder)
+    open_peer(a.folder, a.float64)
     batches, out = torch.load(a.batches), dict(losses=[], steps=0)
     data = FileLoader([(x, flat_targets(t, x.shape[-1])) for x, t in batches])
     labels = types.SimpleNamespace(labels=[np.zeros((1, 5), np.float32)], n=1)
@@ -144,7 +152,8 @@ def theirs_yolor(a):
     "YOLOR's model, loss and groups under the rates of a file."
     import torch
     os.chdir(a.folder)
-    open_peer(a.folder)
+    open_peer(a.folder, a.float64)
+    torch.set_default_dtype(torch.float32)                 # the first weights are of float32 in any case
     from models.models import Darknet
     from utils.loss import compute_loss
     torch.manual_seed(0)
@@ -152,6 +161,9 @@ def theirs_yolor(a):
     size = batches[0][0].shape[-1]
     net = Darknet(f'{a.out}/narrow-yolor_csp.cfg', (size, size)).train()
     torch.save(net.state_dict(), f'{a.out}/first.pt')
+    if a.float64:
+        torch.set_default_dtype(torch.float64)
+        net.double()
     groups = dict(bias=[], weight=[], norm=[])
     for k, v in net.named_parameters():
         groups['bias' if '.bias' in k else 'weight' if 'Conv2d.weight' in k else 'norm'].append(v)
@@ -175,7 +187,7 @@ def flat_targets(t, size):
     "Ours (B, M, 5) in pixels as theirs (N, 6), image and shares."
     import torch
     at, place = (t[..., 0] >= 0).nonzero(as_tuple=True)
-    rows = t[at, place]
+    rows = t[at, place].float()                            # double, where `open_peer` says so
     return torch.cat([at[:, None].float(), rows[:, :1], rows[:, 1:]/size], 1)
 
 
@@ -212,7 +224,11 @@ def draw_batches(file, detector, size):
     print(f'{len(batches)} batches of {BATCH} at {size}, {there} boxes, {left} left out')
     return batches
 
-def ours(detector, recipe, batches, steps):
+def in_double(detector, given):
+    "A pre-hook: the picture k/255 in float64, of what was rounded to float32."
+    return (given[0].double()*255).round()/255, *given[1:]
+
+def ours(detector, recipe, batches, steps, double=False):
     "A training over the batches as `fit` does it: losses of every batch, state dicts after some steps."
     import torch
     from yolokit.data.loader import Batch
@@ -221,6 +237,10 @@ def ours(detector, recipe, batches, steps):
     from yolokit.training.recipes import batches_of_step, lr_and_momentum
     from yolokit.training.step import backward, init_training
     torch.set_num_threads(1)
+    if double:
+        from yolokit.training import loss
+        loss.ciou = partial(loss.ciou, eps=EPS)
+        detector.double().register_forward_pre_hook(in_double)
     t, losses, states = init_training(detector, recipe), [], {}
     batch = lambda x, targets: Batch(x, targets, torch.arange(len(x)), ['']*len(x), [None]*len(x))
     while t.step < steps:
@@ -255,17 +275,18 @@ def compare(name, losses, states, their_losses, their_states):
           f'total {b[0].sum():.4f} at first, {b[-1].sum():.4f} at last', flush=True)
     return dict(name=name, losses=[a.tolist(), b.tolist()], off=off.tolist(), weights=rows)
 
-def rounding(name, detector, recipe, batches, steps, found):
+def rounding(name, detector, recipe, batches, steps, found, double=False):
     "The same here from first weights that are moved by about half of their last digit: what rounding alone does."
     import torch
-    g = torch.Generator().manual_seed(0)
+    g, by = torch.Generator().manual_seed(0), 1.1e-16 if double else 6e-8
+    if double: detector.double()
     with torch.no_grad():
-        for p in detector.parameters(): p.mul_(1 + 6e-8*(2*torch.rand(p.shape, generator=g) - 1))
-    moved = ours(detector, recipe, batches, steps)
+        for p in detector.parameters(): p.mul_(1 + by*(2*torch.rand(p.shape, generator=g, dtype=p.dtype) - 1))
+    moved = ours(detector, recipe, batches, steps, double)
     return compare(f'{name}, moved', *moved, *found)
 
 def child(mode, folder, out, **more):
-    words = [w for k, v in more.items() for w in (f'--{k}', str(v))]
+    words = [w for k, v in more.items() for w in ([f'--{k}']*v if isinstance(v, bool) else [f'--{k}', str(v)])]
     env = os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH='')
     done = subprocess.run([sys.executable, __file__, folder, '--theirs', mode, '--out', out, *words],
                           capture_output=True, text=True, env=env, cwd=out)
@@ -288,18 +309,18 @@ def schedule(folder):
         print(f'schedule {nb} batches × {epochs} epochs of {bs}, nominal {nominal}, warm-up {floor}: {len(want)} steps '
               f'there, {len(got)} here, rates and momentum {off:.1e} apart at most', flush=True)
 
-def v5(folder, network, steps, size, rate):
+def v5(folder, network, steps, size, rate, floor, double):
     "yolov5n or yolov5s beside v6.1's train.py."
     import torch
     from yolokit.network import zoo
     from yolokit.network.checkpoints import load_checkpoint
     from yolokit.network.model import Detector
     from yolokit.training.recipes import RECIPES
-    cfg, floor, epochs = zoo.build(network, CLASSES).with_size(size, size), 40, 2*steps//PER + 4
+    cfg, epochs = zoo.build(network, CLASSES).with_size(size, size), 2*steps//PER + 4
     with tempfile.TemporaryDirectory() as out:
         batches = draw_batches(f'{out}/batches.pt', Detector(cfg), size)
         child('v5', folder, out, network=network, steps=steps, epochs=epochs, floor=floor, rate=rate,
-              batches=f'{out}/batches.pt')
+              batches=f'{out}/batches.pt', float64=double)
         there = json.loads(Path(out, 'found.json').read_text())
         d, first = Detector(cfg), load_checkpoint(f'{out}/first.pt')
         assert all(np.array_equal(a.anchors, b.anchors) for a, b in zip(d.heads, first.heads))
@@ -307,9 +328,10 @@ def v5(folder, network, steps, size, rate):
         r = replace(RECIPES['v5-low'], bs=BATCH, nominal=NOMINAL, epochs=epochs, warmup_floor=floor, clip=0.,
                     compat='ramp, drop-accumulation', lr0=.01*rate, warmup_bias_lr=.1*rate)
         twin = copy.deepcopy(d)
-        found = ours(d, r, batches, steps)
+        found = ours(d, r, batches, steps, double)
         theirs = {s: load_checkpoint(f'{out}/{s}.pt').state_dict() for s in LOOK if s <= steps}
-    return compare(network, *found, there['losses'], theirs), rounding(network, twin, r, batches, steps, found)
+    return (compare(network, *found, there['losses'], theirs),
+            rounding(network, twin, r, batches, steps, found, double))
 
 def narrow(text, by):
     "YOLOR's cfg with fewer channels; its heads are made for CLASSES."
@@ -322,7 +344,7 @@ def narrow(text, by):
         out.append(line)
     return '\n'.join(out)
 
-def yolor(folder, steps, size, rate):
+def yolor(folder, steps, size, rate, floor, double):
     "A narrow yolor-csp beside YOLOR's own model and loss."
     import torch
     from yolokit.network.cfg import Cfg
@@ -334,7 +356,7 @@ def yolor(folder, steps, size, rate):
     told = re.sub('scale_x_y *=.*', 'scale_x_y=2.0\nnew_coords=1', text)
     told = told.replace('batch_normalize=1', 'batch_normalize=1\neps=.0001')
     own = Cfg.parse(told, 'yolor_csp').with_size(size, size)
-    r = replace(RECIPES['agc2021-scratch'], bs=BATCH, nominal=NOMINAL, epochs=30, warmup_floor=40, clip=0.,
+    r = replace(RECIPES['agc2021-scratch'], bs=BATCH, nominal=NOMINAL, epochs=30, warmup_floor=floor, clip=0.,
                 compat='ramp', lr0=.01*rate, warmup_bias_lr=.1*rate)
     plan = []
     for s in range(steps):
@@ -346,15 +368,15 @@ def yolor(folder, steps, size, rate):
         Path(out, 'plan.json').write_text(json.dumps(plan))
         d = Detector(own)
         batches = draw_batches(f'{out}/batches.pt', d, size)
-        child('yolor', folder, out, steps=steps, batches=f'{out}/batches.pt')
+        child('yolor', folder, out, steps=steps, batches=f'{out}/batches.pt', float64=double)
         there = json.loads(Path(out, 'found.json').read_text())
         read = lambda name: load_checkpoint(f'{out}/{name}.pt', own).state_dict()
         d.load_state_dict(read('first'))
         twin = copy.deepcopy(d)
-        found = ours(d, r, batches, steps)
+        found = ours(d, r, batches, steps, double)
         theirs = {s: read(s) for s in LOOK if s <= steps}
     return (compare('yolor-csp/8', *found, there['losses'], theirs),
-            rounding('yolor-csp/8', twin, r, batches, steps, found))
+            rounding('yolor-csp/8', twin, r, batches, steps, found, double))
 
 
 def main():
@@ -365,19 +387,23 @@ def main():
     p.add_argument('--steps', type=int, default=100)
     p.add_argument('--size', type=int, default=128)
     p.add_argument('--rate', type=float, default=.001, help='share of the recipe\'s learning rates, see above')
+    p.add_argument('--float64', action='store_true', help='both sides in double precision')
     p.add_argument('--json', help='file for every number')
     p.add_argument('--theirs', help=argparse.SUPPRESS)
     p.add_argument('--out'); p.add_argument('--batches'); p.add_argument('--network')
-    for k in ('number', 'epochs', 'floor'): p.add_argument(f'--{k}', type=int)
+    p.add_argument('--floor', type=int, default=40, help='batches of the warm-up; the recipes have 1000')
+    for k in ('number', 'epochs'): p.add_argument(f'--{k}', type=int)
     a = p.parse_args()
     if a.theirs: return dict(v5=theirs_v5, schedule=theirs_schedule, yolor=theirs_yolor)[a.theirs](a)
     sys.path.insert(0, str(HERE))
     folder, found = str(Path(a.folder).expanduser().resolve()), []
     if a.only in ('', 'schedule'): schedule(folder)
     for network in ('yolov5n', 'yolov5s'):
-        if a.only in ('', network): found += (v5(folder, network, a.steps, a.size, a.rate))
+        if a.only in ('', network): found += (v5(folder, network, a.steps, a.size, a.rate, a.floor,
+                                                           a.float64))
     if a.yolor and a.only in ('', 'yolor-csp'):
-        found += (yolor(str(Path(a.yolor).expanduser().resolve()), a.steps, a.size, a.rate))
+        found += (yolor(str(Path(a.yolor).expanduser().resolve()), a.steps, a.size, a.rate,
+                        a.floor, a.float64))
     if a.json: Path(a.json).write_text(json.dumps(found))
 
 if __name__ == '__main__': main()

@@ -192,7 +192,8 @@ def _unpack(path: Path, folder: Path) -> list: # of sentences: what is wrong
         if twice: return [f'{twice[0]}: is in the archive twice']
         extract_archive(path, folder)
     except (FormatError, zipfile.BadZipFile, zlib.error, OSError, ValueError, KeyError, EOFError, struct.error,
-            RuntimeError, OverflowError) as e: return [' '.join(str(e).split()) or type(e).__name__]
+            RuntimeError, OverflowError) as e:
+        return [f'{path.name}: damaged or cut short ({" ".join(str(e).split()) or type(e).__name__})']
     return []
 
 def _read_manifest(folder: Path) -> tuple: # capsule.json, its sha256, sentences
