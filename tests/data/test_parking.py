@@ -1,5 +1,5 @@
 """The embedded data set as its users find it: what is in it, and the same bytes from the same seed."""
-import hashlib, json
+import hashlib, json, shutil
 import numpy as np
 import pytest
 from yolokit.core import images
@@ -88,3 +88,19 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(parking, '_coco', lambda *a: 1/0)
     with pytest.raises(ZeroDivisionError): parking.make_parking(tmp_path/'DATA', 1, 1, 1, workers=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_that_draw_at_once_both_end_well(tmp_path, monkeypatch):
+    "Another process has the whole folder in place while this one still draws; anything else there is an error."
+    real, folder = parking._build_parking, tmp_path/'DATA'
+    def sooner(part, p, *more):
+        real(part, p, *more)
+        shutil.copytree(part, folder)
+    monkeypatch.setattr(parking, '_build_parking', sooner)
+    assert parking.make_parking(folder, 2, 1, 1, workers=1) == folder
+    assert sorted(x.name for x in tmp_path.iterdir()) == ['DATA']
+    monkeypatch.setattr(parking, '_build_parking', lambda part, p, *more: (part.mkdir(), other.mkdir(),
+                                                                           (other/'mine.txt').write_text('')))
+    other = tmp_path/'OTHER'
+    with pytest.raises(OSError): parking.make_parking(other, 2, 1, 1, workers=1)
+    assert [x.name for x in other.iterdir()] == ['mine.txt']

@@ -474,6 +474,11 @@ def _build_parking(folder: Path, p: dict, workers: int, log=None) -> None:
     save_json(dict(parameters=p, planted=planted, clean=_coco(train), test=_coco(test)), folder/'key.json')
 
 # %% ../../nbs/data/25_parking.ipynb #ff7a316b
+def _is_drawn(folder: Path, p: dict) -> bool: # p: the parameters
+    "Is this data set in the folder?"
+    key = folder/'key.json'
+    return key.exists() and json.loads(key.read_text(encoding='utf-8')).get('parameters') == p
+
 def make_parking(folder, # the challenge's DATA folder, to be made
                  n_train: int = 480, n_val: int = 120, n_test: int = 60, # images
                  seed: int = 0,
@@ -484,15 +489,16 @@ def make_parking(folder, # the challenge's DATA folder, to be made
     "The embedded data set; one that exists with the same parameters is used again, ParkingError for any other folder."
     folder = Path(folder)
     p = dict(version=_VERSION, n_train=n_train, n_val=n_val, n_test=n_test, seed=seed, faults=faults)
+    if _is_drawn(folder, p): return folder
     if folder.exists() and any(folder.iterdir()):
-        key = folder/'key.json'
-        if key.exists() and json.loads(key.read_text(encoding='utf-8')).get('parameters') == p: return folder
         raise ParkingError(f'{folder}: there is something else in it; name another folder or remove this one')
     part = folder.with_name(f'.{folder.name}.{os.getpid()}.part')
     shutil.rmtree(part, ignore_errors=True)
     try:
         _build_parking(part, p, workers, log)
-        if folder.exists(): folder.rmdir()
+        if folder.exists() and not any(folder.iterdir()): folder.rmdir()
         os.replace(part, folder)                       # there as a whole or not at all
+    except OSError:
+        if not _is_drawn(folder, p): raise             # else another process was sooner, with the same bytes
     finally: shutil.rmtree(part, ignore_errors=True)
     return folder
