@@ -1,6 +1,6 @@
 """Leaderboard: a real run's row comes again from its files, weights from elsewhere get theirs, faults are named; the
 page in a browser."""
-import csv, json, shutil, subprocess, sys
+import csv, json, shutil, subprocess, sys, threading
 from pathlib import Path
 
 import pytest
@@ -48,6 +48,23 @@ def test_a_run_s_row_says_everything_and_comes_again(here):
         said = json.loads((here/'runs'/r['name']/'evaluation.json').read_text())
         assert (all(a == b for a, b in pairs.values()) and pairs['AP'][1] == r['AP']
                 and all(pairs[k][1] == said[k] for k in metrics.COCO_METRICS))
+
+
+def test_rows_are_read_while_runs_come_and_go(here):
+    "A run that is half there or half gone does no harm, and the others' rows are whole."
+    def busy():
+        for k in range(30):
+            shutil.copytree(here/'runs/baseline-001', here/f'runs/busy-{k % 3}')
+            shutil.rmtree(here/f'runs/busy-{k % 3}')
+    other = threading.Thread(target=busy)
+    other.start()
+    seen = []
+    while other.is_alive():
+        rows = evaluation_leaderboard.read_rows()
+        assert {r['name'] for r in rows} >= {'baseline-001', 'baseline-002'}
+        seen.append(len(rows))
+    other.join()
+    assert seen and sorted(p.name for p in (here/'runs').glob('busy-*')) == []
 
 
 def test_darknet_weights_get_a_row_like_any_other(here):
