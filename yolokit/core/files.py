@@ -151,6 +151,7 @@ def image_finder(folder, # searched whole; or its `list_files`
     here, stems = folder if isinstance(folder, dict) else list_files(folder), {}
     for k in here: stems.setdefault(_stem(k), []).append(k)
     def find(name, *near): # near: the record's own folder, its subset's, ...
+        if not here: return ''
         name = normalize_name(name).removeprefix('./')
         for f in (*near, *('',)*('/' in name)):
             if (k := f'{f}/{name}'.lstrip('/')) in here: return str(here[k].absolute())

@@ -31,7 +31,7 @@ from .layouts import (BUILTIN_ADAPTERS, coco_box, coco_boxes, coco_files, coco_i
 
 # %% ../../nbs/data/21_formats.ipynb #6a0b05ab
 def _to_table(images: list[dict], # id, file, path, split, width, height, ...
-              boxes: list[dict], # image, category, x0 y0 x1 y1, ...
+              boxes: list[dict] | dict, # image, category, x0 y0 x1 y1, ...; or the columns
               names: list[str], ids: list, # what the source calls each category
               extra: dict) -> Table:
     "The table of collected rows."
@@ -46,10 +46,12 @@ def _to_table(images: list[dict], # id, file, path, split, width, height, ...
                               'It holds half a character: correct it in the file.')
     box = ('image', 'category', 'x0', 'y0', 'x1', 'y1', 'score', 'origin')
     img = ('id', 'file', 'path', 'width', 'height', 'split', 'source', 'place')
-    return Table.make(images=to_columns(images, img), boxes=to_columns(boxes, box), names=list(names),
+    columns = boxes if isinstance(boxes, dict) else to_columns(boxes, box)
+    return Table.make(images=to_columns(images, img), boxes=columns, names=list(names),
                       category_ids=list(ids), extra=extra)
 
 # %% ../../nbs/data/21_formats.ipynb #6f66fcbc
+@gc_paused()
 def _coco_tables(files: list[tuple[str, Path]], # split, json
                  root, # their common folder: images are looked for in it
                  names=None, # class names where the file has no categories
@@ -66,12 +68,14 @@ def _coco_tables(files: list[tuple[str, Path]], # split, json
         cat = _as_used(merge_categories(d, names, cats, where), d, 'category_id', where)
         row = _as_used({m['id']: len(images) + i for i, m in enumerate(new)}, d, 'image_id', where)
         if strict is False: extra |= _undeclared_categories(d, cats, cat)
-        boxes += coco_boxes(d, s, where, row, cat, None if strict else odd)
+        boxes.append(coco_boxes(d, s, where, row, cat, None if strict else odd))
         s.top['classes'] = [(c['id'], str(c['name'])) for c in d.get('categories') or []]
         images += [m | dict(part=(split, where)) for m in new]
+        del d   # a million annotations take 600 MB
         sources.append(s)
     undeclared = {'undeclared': sorted(extra)} if extra else {}
     more = undeclared | _set_aside(odd, images)
+    boxes = {k: np.concatenate([b.pop(k) for b in boxes]) for k in [*boxes[0]]}
     return _concat_files(images, boxes, cats, dict(format=format, sources=sources) | more)
 
 # %% ../../nbs/data/21_formats.ipynb #9317f623
@@ -109,22 +113,24 @@ def _undeclared_categories(d: dict, # parsed json
     return {cat[c] for c in new}
 
 # %% ../../nbs/data/21_formats.ipynb #be791520
-def _renumber_ids(rows: list[dict], # with `id`
+def _renumber_ids(ids, # list or array, changed
                   part: list[tuple]) -> bool: # (split, file) each row is from; whether ids were changed
     "New ids for rows whose id another file has."
-    owner, fresh, changed = {}, max((r['id'] for r in rows if isinstance(r['id'], int)), default=0), False
-    for i in sorted(range(len(rows)), key=lambda i: {'test': 0, 'val': 1}.get(part[i][0], 2)):
-        r = rows[i]
-        if r['id'] is None or owner.setdefault(r['id'], part[i]) == part[i]: continue
-        r['id'] = fresh = fresh + 1
+    owner, fresh, changed = {}, max((i for i in ids if isinstance(i, int)), default=0), False
+    for k in sorted(range(len(ids)), key=lambda k: {'test': 0, 'val': 1}.get(part[k][0], 2)):
+        if ids[k] is None or owner.setdefault(ids[k], part[k]) == part[k]: continue
+        ids[k] = fresh = fresh + 1
         changed = True
     return changed
 
 # %% ../../nbs/data/21_formats.ipynb #6c0d6a67
 def _concat_files(images, boxes, cats, extra) -> Table:
     "The table of the rows of several files."
-    part = [m.pop('part') for m in images]
-    new = _renumber_ids(boxes, [part[b['image']] for b in boxes]), _renumber_ids(images, part)
+    part, new = [m.pop('part') for m in images], [False]
+    if len({*part}) > 1:
+        ids = [m['id'] for m in images]
+        new = _renumber_ids(boxes['id'], [part[i] for i in boxes['image']]), _renumber_ids(ids, part)
+        for m, i in zip(images, ids): m['id'] = i
     ids = [c[0] for c in cats]
     if len(set(ids)) < len(ids): ids = list(range(1, len(ids) + 1))
     return _to_table(images, boxes, [c[1] for c in cats], ids, extra | dict(own_ids=any(new)))
@@ -149,16 +155,17 @@ def _rows_of(columns: dict) -> list[dict]:
 
 def _is_coco(s: AnnotationFile | None) -> bool: return s is not None and s.format in ('coco', 'parking')
 
-def _raw_image(m: dict, # row
-              ) -> dict | None:
-    "The COCO record an image came from."
-    s = m.get('source')
-    return json.loads(s.text[slice(*s.images[m['place']])]) if _is_coco(s) else None
-
-def _raw_box(b: dict, # row
-             s: AnnotationFile | None) -> dict | None:
-    "The COCO record a box came from."
-    return json.loads(s.text[slice(*s.boxes[b['slot']])]) if _is_coco(s) and b.get('slot', -1) >= 0 else None
+def _raw_records(t: Table) -> tuple[list, list]:
+    "The COCO record of each image and each box; None for what came from none."
+    parsed, none = {}, [None]*t.n_images
+    def of(s): # a file is parsed once
+        if not _is_coco(s): return None
+        if id(s) not in parsed: parsed[id(s)] = json.loads(s.text)
+        return parsed[id(s)]
+    every = [of(s) for s in t.images.get('source', none)]
+    images = [d and d['images'][k] for d, k in zip(every, t.images.get('place', none))]
+    slots = zip(t.boxes['image'].tolist(), t.boxes['slot'].tolist() if 'slot' in t.boxes else [-1]*len(t))
+    return images, [every[i]['annotations'][k] if k >= 0 and every[i] else None for i, k in slots]
 
 def _coco_image(m: dict, raw, id, split: bool, ids: dict) -> dict: # ids: class -> its id
     "One entry of `images`."
@@ -190,14 +197,53 @@ def _unique_ids(ids, # one an image or box
     good = all(isinstance(i, (int, str)) for i in ids) and len(set(ids)) == len(ids)
     return ids if good else list(range(first, first + len(ids)))
 
+# %% ../../nbs/data/21_formats.ipynb #01789a08
+def _is_as_read(t: Table, rows: np.ndarray, # of boxes, all of this source
+                s: AnnotationFile) -> np.ndarray: # (n,) bool
+    "Which boxes are what their records said; their classes are not looked at."
+    slot = t.boxes.get('slot', np.full(len(t), -1))[rows]
+    if 'slot' not in s.read or not len(s.read['slot']): return np.zeros(len(rows), bool)
+    at = np.searchsorted(s.read['slot'], slot).clip(0, len(s.read['slot']) - 1)
+    same = s.read['slot'][at] == slot
+    for k in ('x0', 'y0', 'x1', 'y1', 'score', 'area', 'crowd'):
+        if k not in t.boxes: same &= k != 'crowd' or ~s.read[k][at]; continue
+        new, old = t.boxes[k][rows], s.read[k][at]
+        same &= (new == old) | (np.isnan(new) & (np.isnan(old) | (k in ('score', 'area'))))
+    if 'polygon' in t.boxes: same &= np.array([p is None for p in t.boxes['polygon'][rows]], bool)
+    return same
+
+def _coco_annotations(t: Table, raws: list, ids: list, # of each box: the record it came from, or None; its new id
+                      image_ids: list) -> list[dict]:
+    "The entries of `annotations`."
+    image, category = [image_ids[i] for i in t.boxes['image']], [t.category_ids[c] for c in t.boxes['category']]
+    if not any(raws) and 'polygon' not in t.boxes: return _new_annotations(t, ids, image, category)
+    of, same = t.images.get('source', np.full(t.n_images, None))[t.boxes['image']], np.zeros(len(t), bool)
+    for s in {id(s): s for s in of if s is not None}.values():
+        rows = np.flatnonzero([x is s for x in of])
+        same[rows] = _is_as_read(t, rows, s)
+    given = (dict(id=i, image_id=m, category_id=c) for i, m, c in zip(ids, image, category))
+    return [merge_json(r, **new) if ok and r else _coco_annotation(_row_of(t.boxes, j), r, **new)
+            for j, (r, ok, new) in enumerate(zip(raws, same.tolist(), given))]
+
+def _new_annotations(t: Table, ids: list, image: list, category: list) -> list[dict]:
+    "The entries of boxes that came from no record, a column at a time."
+    x, y, x1, y1 = (t.boxes[k] for k in ('x0', 'y0', 'x1', 'y1'))
+    area, crowd = t.boxes.get('area', np.full(len(t), np.nan)), t.boxes.get('crowd', np.zeros(len(t), bool))
+    w, h = x1 - x, y1 - y
+    area = np.where(np.isnan(area), abs(w*h), area)
+    columns = [v.tolist() for v in (x, y, w, h, area, crowd.astype(int), t.boxes['score'])]
+    out = [dict(id=i, image_id=m, category_id=c, bbox=[x, y, w, h], area=a, iscrowd=k)
+           for i, m, c, x, y, w, h, a, k, _ in zip(ids, image, category, *columns)]
+    for a, score in zip(out, columns[-1]):
+        if score == score: a['score'] = score
+    return out
+
 # %% ../../nbs/data/21_formats.ipynb #a22ca106
 def coco_dict(t: Table,
               split: bool = False, # write each image's split
              ) -> dict:
     "The table as a new COCO dictionary."
-    of = t.images.get('source', [None]*t.n_images)
-    rows, boxes = _rows_of(t.images), _rows_of(t.boxes)
-    raws = [_raw_image(m) for m in rows], [_raw_box(b, of[b['image']]) for b in boxes]
+    of, raws = t.images.get('source', [None]*t.n_images), _raw_records(t)
     own = t.extra.get('own_ids') and not split and all(r for c in raws for r in c)
     ids = _unique_ids([r['id'] for r in raws[0]] if own else t.images['id'])
     numbers = _unique_ids([r.get('id') for r in raws[1]] if own else t.boxes.get('id', [None]*len(t)))
@@ -205,36 +251,52 @@ def coco_dict(t: Table,
     known = {str(c['name']): c for c in top.get('categories') or []}
     cats = [merge_json(known.get(n), id=i, name=None if n in known else n) for n, i in zip(t.names, t.category_ids)]
     of_name = dict(zip(t.names, t.category_ids))
-    images = [_coco_image(m, r, id, split, of_name) for m, r, id in zip(rows, raws[0], ids)]
-    anns = [_coco_annotation(b, r, id=id, image_id=ids[b['image']], category_id=t.category_ids[b['category']])
-            for b, r, id in zip(boxes, raws[1], numbers)]
-    return dict(images=images, annotations=anns, categories=cats)
+    images = [_coco_image(m, r, id, split, of_name) for m, r, id in zip(_rows_of(t.images), raws[0], ids)]
+    return dict(images=images, annotations=_coco_annotations(t, raws[1], numbers, ids), categories=cats)
 
 # %% ../../nbs/data/21_formats.ipynb #0b28c39e
 def _coco_rewritten(s: AnnotationFile, t: Table, rows: list, # of images, all of this source
                    ) -> str:
     "The source's text with the table's images and boxes in it."
-    stay, edits, anns = {t.images['place'][i]: i for i in rows}, [], []
-    aside = s.top.get('odd images', [])
-    if len(stay) + len(aside) < len(s.images):
-        kept = [(k, s.text[slice(*s.images[k])]) for k in sorted(stay)]
-        edits += replace_records(s.text, s.images, kept, 'json', aside)
-    ids, more = _coco_classes(s, t)
-    for i in stay.values():
-        m = _row_of(t.images, i)
-        old = _raw_image(m)
-        size = {(k,): m[k] for k in ('width', 'height') if m[k] and old.get(k) and m[k] != old[k]}
-        edits += json_edits(s.text, size, s.images[m['place']][0])
-        anns += [(j, *_coco_edit(s, _row_of(t.boxes, j), ids, old['id'])) for j in t.of(i).tolist()]
-    fresh, texts = max((v for v in t.boxes.get('id', []) if isinstance(v, int)), default=0), []
-    for j, k, new in sorted(anns, key=lambda a: a[0]):
+    stay, aside = {t.images['place'][i]: i for i in rows}, s.top.get('odd images', [])
+    n, sizes = s.read.get('images', -1), s.read.get('sizes', {})
+    ids, edits = _coco_classes(s, t)
+    if len(stay) + len(aside) < (len(s.images) if n < 0 else n):
+        edits += replace_records(s.text, s.images, [(k, None) for k in sorted(stay)], 'json', aside)
+    for k, i in stay.items():
+        now = {k: t.images[k][i].item() for k in ('width', 'height')}
+        if sizes.get(k) == (*now.values(),): continue
+        old = json.loads(s.text[slice(*s.images[k])])
+        size = {(k,): v for k, v in now.items() if v and old.get(k) and v != old[k]}
+        edits += json_edits(s.text, size, s.images[k][0])
+    mine = np.flatnonzero(np.isin(t.boxes['image'], rows))
+    return apply_edits(s.text, edits + _annotation_edits(s, _coco_texts(s, t, mine, ids)))
+
+def _coco_texts(s: AnnotationFile, t: Table, mine: np.ndarray, # rows of boxes
+                ids: dict) -> list[tuple]: # class -> the file's id; (slot or -1, text or None: as it is)
+    "The text of each annotation."
+    same, out = _is_as_read(t, mine, s), []
+    slots = t.boxes['slot'][mine] if 'slot' in t.boxes else np.full(len(mine), -1)
+    if same.any(): # the class as well
+        was = s.read['category'][np.searchsorted(s.read['slot'], slots[same])].tolist()
+        now = t.boxes['category'][mine[same]].tolist()
+        said = {(c, k): str(s.read['ids'].get(k)) == str(ids[c]) for c, k in {*zip(now, was)}}
+        same[same] = [said[p] for p in zip(now, was)]
+    fresh = max((v for v in t.boxes.get('id', []) if isinstance(v, int)), default=0)
+    for j, slot, as_it_is in zip(mine.tolist(), slots.tolist(), same.tolist()):
+        if as_it_is: out.append((slot, None)); continue
+        image = s.images[t.images['place'][t.boxes['image'][j]]]
+        k, new = _coco_edit(s, _row_of(t.boxes, j), ids, image)
         if isinstance(new, dict): fresh += 1; new = json.dumps(dict(id=fresh) | new, ensure_ascii=False)
-        texts.append((k, new))
-    return apply_edits(s.text, edits + _annotation_edits(s, texts) + more)
+        out.append((k, new))
+    return out
 
 # %% ../../nbs/data/21_formats.ipynb #95c5d11d
 def _annotation_edits(s: AnnotationFile, texts: list) -> list[tuple]: # (slot or -1, text) of each annotation
     "Edits of the list of annotations, which may be empty or not there at all."
+    slots = [k for k, _ in texts]
+    whole = len(slots) + len(s.top.get('aside', ())) == s.read.get('annotations', -1)
+    if whole and not any(new for _, new in texts) and all(a < b for a, b in zip(slots, slots[1:])): return []
     if s.boxes: return replace_records(s.text, s.boxes, texts, 'json', s.top['aside'])
     if texts and 'annotations' in s.top:
         at = s.top['annotations'][0] + 1
@@ -244,12 +306,14 @@ def _annotation_edits(s: AnnotationFile, texts: list) -> list[tuple]: # (slot or
 
 # %% ../../nbs/data/21_formats.ipynb #30d6d187
 def _coco_edit(s: AnnotationFile, b: dict, ids: dict, # class -> the file's id of it
-               image_id) -> tuple: # slot, text; or -1 and a new annotation
+               image: tuple) -> tuple: # where its record stands; slot, text; or -1 and a new annotation
     "The annotation's text, changed where the table says something else."
-    if b.get('slot', -1) < 0: return -1, _coco_annotation(b, None, image_id=image_id, category_id=ids[b['category']])
+    if b.get('slot', -1) < 0:
+        image_id = json.loads(s.text[slice(*image)])['id']
+        return -1, _coco_annotation(b, None, image_id=image_id, category_id=ids[b['category']])
     text = s.text[slice(*s.boxes[b['slot']])]
-    old = json.loads(text)
-    new = _coco_annotation(b, old, category_id=ids[b['category']])
+    old, kind = json.loads(text), ids[b['category']]
+    new = _coco_annotation(b, old, category_id=None if str(old.get('category_id')) == str(kind) else kind)
     diff = {(k,): v for k, v in new.items() if k not in old or old[k] != v}
     if old.get('bbox') and (box := diff.pop(('bbox',), None)):
         diff |= {('bbox', i): v for i, v in enumerate(box) if v != old['bbox'][i]}
@@ -1195,8 +1259,7 @@ def read_fast(path) -> Table: # without `source`, `place` and `slot`: it is not 
 def _count_masks(t: Table) -> int:
     "How many boxes came with a segmentation."
     if 'source' not in t.images or t.extra.get('format') not in ('coco', 'parking'): return 0
-    of = t.images['source'][t.boxes['image']]
-    return sum(bool((_raw_box(_row_of(t.boxes, j), s) or {}).get('segmentation')) for j, s in enumerate(of))
+    return sum(bool(r and r.get('segmentation')) for r in _raw_records(t)[1])
 
 def _count_keypoints(t: Table) -> int:
     "How many boxes came with keypoints of YOLO's."
@@ -1240,6 +1303,7 @@ def lossy_fields(t: Table, format: str, # one of WRITERS
     return out
 
 # %% ../../nbs/data/21_formats.ipynb #9d61c763
+@gc_paused()
 def write(t: Table, path, # .json, or a folder that is new or empty
           format: str, # as for read
           sidecar: bool = True, # keep what the format cannot hold in sidecar.json

@@ -10,14 +10,15 @@ __all__ = ['BUILTIN_ADAPTERS', 'coco_box', 'coco_lists', 'coco_images', 'coco_bo
 # %% ../../nbs/data/20_layouts.ipynb #5a18d584
 import os, re
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 import numpy as np, yaml
 from ..core.untrusted import open_regular, read_regular
 from ..core.files import (IMAGES, MEDIA_DIRS, FormatError, guess_split, image_finder, list_files, load_data_yaml,
-                                normalize_name, parse_floats, read_text)
+                                normalize_name, parse_floats, read_text, to_columns)
 from ..core.console import log_line
 from .adapters import (JSON_SPACE, AnnotationFile, declared_size, file_name, is_valid_filename,
-                                   json_members, parse_adapter, record_spans, scan_json_value)
+                                   parse_adapter, scan_json_value)
 from .shapes import polygon_bbox, segmentation_box
 
 # %% ../../nbs/data/20_layouts.ipynb #d5215417
@@ -32,7 +33,7 @@ def coco_box(a: dict, # annotation
     return [x, y, x + w, y + h]
 
 # %% ../../nbs/data/20_layouts.ipynb #35a7c156
-def coco_lists(s: AnnotationFile, # gets the places of images and annotations
+def coco_lists(s: AnnotationFile,
                where: str, # for messages
               ) -> dict: # the parsed json
     "The three lists of one json; FormatError where it has none."
@@ -47,10 +48,7 @@ def coco_lists(s: AnnotationFile, # gets the places of images and annotations
     for key in ('annotations', 'categories'):
         if not isinstance(d.get(key) or [], list):
             raise FormatError(where, f'"{key}" is {str(d[key])[:40]!r}', 'It is a list.')
-    for k, v, a, b in json_members(s.text, i, where):
-        if k not in ('images', 'annotations') or not isinstance(v, list): continue
-        s.top[k] = a, b
-        setattr(s, 'images' if k == 'images' else 'boxes', record_spans(s.text, a, b, len(v), where))
+    for k in ('images', 'boxes'): s.__dict__.pop(k, None)   # found when they are asked for
     return d
 
 def _parse_id(v, where): # the id as it is
@@ -94,6 +92,7 @@ def coco_images(d: dict, # parsed json
             continue
         if gaps := m.get('not_exhaustive_category_ids'): # LVIS's
             rows[-1]['unlabelled'] = tuple(names[k] for k in gaps if k in names)
+    s.read |= dict(images=len(d['images']), sizes={m['place']: (m['width'], m['height']) for m in rows})
     return rows
 
 # %% ../../nbs/data/20_layouts.ipynb #67454c46
@@ -121,33 +120,70 @@ def _coco_row(a: dict, # annotation
                 id=None if id is None else _parse_id(id, at), origin=at)
 
 # %% ../../nbs/data/20_layouts.ipynb #aef19ede
-def coco_boxes(d: dict, # parsed json
-               s: AnnotationFile, # gets the list of annotations that belong to no image
-               where: str, # for messages
-               row: dict, # image id -> row
-               cat: dict, # category id -> row
-               odd: list | None = None, # (image or -1, error) of those that are set aside; None: they are refused
-              ) -> list[dict]: # rows
-    "Rows of the annotations of one json; FormatError names one that cannot be read."
-    boxes, orphans, aside = [], [], []
-    for i, a in enumerate(d.get('annotations') or []):
+def _each_box(rows: list, first: int, # annotations; the number of the first
+              where: str, row: dict, cat: dict, odd: list | None, # see `coco_boxes`
+              aside: list) -> list[dict]: # rows; aside: gets (number, whether its image is not there)
+    "The boxes of annotations, one by one."
+    boxes = []
+    for i, a in enumerate(rows, first):
         at = f'{where}#{str(a.get("id", i) if isinstance(a, dict) else i)[:40]}'
         try:
             if not isinstance(a, dict):
                 raise FormatError(f'{where}, annotations[{i}]', f'found {str(a)[:40]!r}',
                                   'An annotation is an object with image_id, category_id and bbox.')
-            if _parse_id(a.get('image_id', ''), at) not in row: orphans.append(i)
+            if _parse_id(a.get('image_id', ''), at) not in row: aside.append((i, True))
             else: boxes.append(dict(image=row[a['image_id']]) | _coco_row(a, at, cat) | dict(slot=i))
         except _UndeclaredClass: raise
         except FormatError as e:
             if odd is None: raise
             odd.append((_image_row(a, row), e))
-            aside.append(i)
-    s.top['aside'] = sorted(orphans + aside)
-    if orphans:
-        log_line(f'{where}: {len(orphans)} annotations name an image that is not there; '
-                 'they are set aside and written back.')
+            aside.append((i, False))
     return boxes
+
+def _usual_boxes(rows: list, first: int, where: str, row: dict, cat: dict) -> dict: # columns
+    "The same of annotations that hold what COCO's do, a column at a time; an error where one does not."
+    at, kind, ids, box = ([a[k] for a in rows] for k in ('image_id', 'category_id', 'id', 'bbox'))
+    crowd, area, score = ([a.get(k, v) for a in rows] for k, v in (('iscrowd', 0), ('area', np.nan), ('score', np.nan)))
+    flat, of = [*chain.from_iterable(box)], lambda *lists: {t for v in lists for t in {*map(type, v)}}
+    usual = (of(box) == {list} and {*map(len, box)} == {4} and of(flat, area, score) <= {int, float}
+             and of(at, kind, ids) <= {int, str} and of(crowd) == {int} and {*crowd} <= {0, 1})
+    if not usual: raise ValueError('one by one')
+    x, y, w, h = np.array(flat, np.float64).reshape(-1, 4).T
+    with np.errstate(over='ignore', invalid='ignore'): x1, y1 = x + w, y + h
+    text = lambda v: np.fromiter(v, object, len(rows))
+    return dict(image=np.array([row[i] for i in at]), category=np.array([cat[i] for i in kind]), x0=x, y0=y, x1=x1,
+                y1=y1, score=np.array(score, np.float64), crowd=np.array(crowd, bool),
+                area=np.array(area, np.float64), id=text(ids), origin=text(f'{where}#{str(i)[:40]}' for i in ids),
+                slot=np.arange(first, first + len(rows)))
+
+# %% ../../nbs/data/20_layouts.ipynb #e3fc77e4
+_PART = 1 << 14
+_COCO_COLUMNS = 'image category x0 y0 x1 y1 score crowd area id origin slot'.split()
+
+def coco_boxes(d: dict, # parsed json; its annotations are gone afterwards
+               s: AnnotationFile, # gets what was read, and the list of annotations that are not in the table
+               where: str, # for messages
+               row: dict, # image id -> row
+               cat: dict, # category id -> row
+               odd: list | None = None, # (image or -1, error) of those that are set aside; None: they are refused
+              ) -> dict: # columns
+    "The annotations of one json; FormatError names one that cannot be read."
+    parts, aside, every = [to_columns([], _COCO_COLUMNS)], [], d.get('annotations') or []
+    for k in range(0, len(every), _PART):
+        rows = every[k:k + _PART]
+        try: new = _usual_boxes(rows, k, where, row, cat)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            new = to_columns(_each_box(rows, k, where, row, cat, odd, aside), _COCO_COLUMNS)
+        parts.append(new)
+        every[k:k + _PART] = [None]*len(rows)
+    out = {k: np.concatenate([p[k] for p in parts]) for k in _COCO_COLUMNS}
+    s.read |= {k: v.copy() for k, v in out.items() if k not in ('image', 'id', 'origin')}
+    ids = {k: i for i, k in cat.items()}
+    s.read |= dict(annotations=len(every), ids=ids if len(ids) == len(cat) else {})
+    s.top['aside'] = [i for i, _ in aside]
+    if n := sum(lost for _, lost in aside):
+        log_line(f'{where}: {n} annotations name an image that is not there; they are set aside and written back.')
+    return out
 
 # %% ../../nbs/data/20_layouts.ipynb #073f55cf
 def _real_categories(d: dict, where: str) -> list: # d: parsed json
