@@ -60,8 +60,8 @@ def export_all(c: ExportConfig) -> dict: # target → Export
     out = output_dir(c, run, 'export')
     pictures = [str(p) for p in to_image_table(resolve_path(c.images)).images['path'][:8]] if c.images else None
     log_line(f'to {out}')
-    one = dict(darknet=lambda f: to_darknet(detector, f, c.bn, pictures),
-               onnx=lambda f: to_onnx(detector, f, c.form, c.half, c.conf, c.iou, c.max_det, images=pictures),
-               deepstream=lambda f: to_deepstream(detector, f, c.via, c.mode, c.precision, c.batch, c.conf,
-                                                  c.iou, c.max_det, images=pictures))
+    one = {t: lambda f, t=t: to_darknet(detector, f, c.bn, pictures, target=t) for t in ('darknet', 'darknet-v5')}
+    one['onnx'] = lambda f: to_onnx(detector, f, c.form, c.half, c.conf, c.iou, c.max_det, images=pictures)
+    one['deepstream'] = lambda f: to_deepstream(detector, f, c.via, c.mode, c.precision, c.batch, c.conf, c.iou,
+                                                c.max_det, images=pictures)
     return {t: one[t](out/t) for t in to}

@@ -20,7 +20,7 @@ from ..data import parking
 from ..inference.nms import nms
 from .onnx_graph import OPSET, build_onnx, require
 from .lowering import lower_to_darknet
-from .compatibility import check_compatibility
+from .compatibility import check_compatibility, plain_value
 
 # %% ../../nbs/export/65_bundles.ipynb #6f5f7f19
 def smooth_noise(n: int, c: int, h: int, w: int, # the shape
@@ -153,6 +153,11 @@ def _blocking_findings(cfg: Cfg, target: str) -> list: # of compatibility findin
     "What a target rejects or silently gets wrong."
     return [f for f in check_compatibility(cfg, target) if f.effect in ('rejected', 'silent')]
 
+def _refuse_findings(cfg: Cfg, target: str) -> None:
+    "ExportError where a target rejects a cfg or silently gets it wrong."
+    if bad := _blocking_findings(cfg, target):
+        raise ExportError(f'{cfg.name} cannot go to {target}: {_format_findings(bad)}')
+
 def _format_findings(findings: list) -> str:
     more = f' and {len(findings) - 3} more' if len(findings) > 3 else ''
     return '; '.join(map(str, findings[:3])) + more
@@ -163,7 +168,7 @@ def _why_not_opencv(like: Detector) -> str: # '' where it can be run
     if not hasattr(cv2.dnn, 'readNetFromDarknet'): return f'opencv {cv2.__version__} has no Darknet importer (4.x has)'
     if any(h.softmax or like.cfg.sections[h.index + 1].type != 'yolo' for h in like.heads):
         return 'opencv: [region] is not compared'
-    bad = _blocking_findings(like.cfg, 'opencv')
+    bad = _blocking_findings(_opencv_cfg(like.cfg), 'opencv')
     return f'opencv would misread it: {_format_findings(bad)}' if bad else ''
 
 # %% ../../nbs/export/65_bundles.ipynb #feaad950
@@ -184,6 +189,24 @@ def _try_opencv(e: Export, # gets the rows
         want = _as_darknet_rows(boxes)
         e.rows.append(_CheckRow('opencv', on, *_max_differences(got, np.where(near, want, rows), maps, want)))
 
+# %% ../../nbs/export/65_bundles.ipynb #e44e2717
+def _common_cfg(cfg: Cfg, # lowered
+               ) -> tuple: # (Cfg, list of str: what was left out)
+    "Only keys and numbers that AlexeyAB's Darknet and hank-ai's both read; the layers stay."
+    lines, done = cfg.text.split('\n'), []
+    for s in cfg.sections:
+        for e in s.entries:
+            value = plain_value(s, e.key, e.value) if e is s.entry(e.key) else None
+            if value is None: done.append(f"[{s.type}] {e.key}={e.value}, which hank-ai's Darknet refuses, left out")
+            lines[e.line - 1] = None if value is None else f'{e.key}={value}'
+    return Cfg('\n'.join(t for t in lines if t is not None), cfg.file), sorted(set(done))
+
+def _opencv_cfg(cfg: Cfg) -> Cfg:
+    "The same with a threshold that hides nothing from OpenCV."
+    for s in cfg.sections:
+        if s.type in ('yolo', 'region'): cfg = cfg.with_value(s.index, 'thresh', '0.001')
+    return cfg
+
 # %% ../../nbs/export/65_bundles.ipynb #b7f4ba40
 def new_paths(folder, *names) -> list: # of Path
     "Files to write; the folder is made; FileExistsError where one of them is there already."
@@ -202,24 +225,29 @@ def write_text(path, text: str) -> None:
 def write_darknet(detector: Detector,
                   folder, # gets <network>.cfg, .weights and .names
                   bn: str = 'fold', images=None, mode: str = 'letterbox', # see to_darknet
-                  target: str = 'darknet', # 'darknet' or 'deepstream': whose rules count
+                  target: str = 'darknet', # 'darknet', 'darknet-v5' or 'deepstream': whose rules count
                  ) -> Export: # whose differences nobody has judged yet
     "Darknet files, read back and run by OpenCV; ExportError where the target is known to misread what lowering left."
     name = detector.cfg.name
     plain, done = lower_to_darknet(detector, bn)
-    if bad := _blocking_findings(plain.cfg, target):
-        raise ExportError(f'{name} cannot go to {target} as a cfg: {_format_findings(bad)}')
-    paths = cfg_path, weights_path, names_path = new_paths(folder, f'{name}.cfg', f'{name}.weights', f'{name}.names')
-    with atomic_write(cfg_path) as part: plain.cfg.write(part)
+    cfg, left = _common_cfg(plain.cfg)
+    _refuse_findings(cfg, target)
+    ends = '.cfg', '.weights', '.names', '-opencv.cfg'
+    cfg_path, weights_path, names_path, opencv_path = paths = new_paths(folder, *[name + end for end in ends])
+    with atomic_write(cfg_path) as part: cfg.write(part)
     write_weights(plain, weights_path)
     write_text(names_path, ''.join(f'{n}\n' for n in detector.names))
-    e, inputs = Export(list(paths), done), _probe_inputs(detector, images, mode)
+    with atomic_write(opencv_path) as part: _opencv_cfg(cfg).write(part)
+    e, inputs = Export(list(paths), done + left), _probe_inputs(detector, images, mode)
+    if target == 'darknet' and (bad := _blocking_findings(cfg, 'darknet-v5')):
+        e.notes.append(f"hank-ai's Darknet, which would stop: {_format_findings(bad)}")
     again = Detector(Cfg.read(cfg_path), detector.names).eval()
     read_weights(again, weights_path)
     for on, x in inputs.items():
         maps, boxes = _reference(detector, again, x)
         e.rows.append(_CheckRow('files read back', on, *_max_differences(*_reference(again, again, x), maps, boxes)))
-    _try_opencv(e, cfg_path, weights_path, detector, again, inputs)
+    _try_opencv(e, opencv_path, weights_path, detector, again, inputs)
+    if target == 'deepstream': e.files.remove(opencv_path) or opencv_path.unlink()       # nobody reads it there
     return e
 
 # %% ../../nbs/export/65_bundles.ipynb #ff3f5be4
@@ -228,10 +256,11 @@ def to_darknet(detector: Detector,
                bn: str = 'fold', # or 'keep': BatchNorms stay, with Darknet's epsilon, to go on training there
                images=None,     # files to verify on; None: two scenes of the embedded set
                mode: str = 'letterbox', # how they are fitted
+               target: str = 'darknet', # AlexeyAB's; or 'darknet-v5', hank-ai's: whose refusals are errors
                log=None,        # of log_line
               ) -> Export:
     "A plain `.cfg` with its `.weights`, verified by reading them back and by OpenCV; ExportError where one differs."
-    return raise_on_mismatch(write_darknet(detector, folder, bn, images, mode), log)
+    return raise_on_mismatch(write_darknet(detector, folder, bn, images, mode, target), log)
 
 # %% ../../nbs/export/65_bundles.ipynb #baa1c63c
 def onnx_session(model, # path, bytes, or onnx.ModelProto
@@ -289,6 +318,7 @@ def _try_onnx(e: Export, # gets the rows
     "Rows for ONNX Runtime, or a note that it is not there."
     try: run = onnx_session(model)
     except ImportError as why: return e.notes.append(f'onnxruntime: {why}')
+    except Exception as why: raise ExportError(f'{model}: ONNX Runtime refuses it: {str(why).splitlines()[0]}') from why
     x = torch.cat(list(inputs.values())).numpy()
     if form == 'nms':
         return e.rows.append(_CheckRow('onnxruntime', 'all, one batch', *_nms_gaps(model, detector, x, **kw)))
@@ -307,6 +337,7 @@ def to_onnx(detector: Detector,
             log=None,           # of log_line
            ) -> Export:
     "An ONNX file, verified by the checker and by ONNX Runtime; ExportError where it differs."
+    _refuse_findings(detector.cfg, 'onnx')
     path, = new_paths(folder, f'{detector.cfg.name}.onnx')
     kw = dict(conf=conf, iou=iou, max_det=max_det, top=top)
     model = build_onnx(detector, form, half, **kw)
@@ -314,7 +345,8 @@ def to_onnx(detector: Detector,
     with atomic_write(path) as part: part.write_bytes(model.SerializeToString())
     e = Export([path], [f'opset {OPSET}, {len(model.graph.node)} nodes, form {form}, batch free'])
     _try_onnx(e, path, detector, _probe_inputs(detector, images, mode), form, half, **(kw if form == 'nms' else {}))
+    if form == 'nms': e.notes.append("opencv: its DNN cannot import the form 'nms'; take 'decoded' or 'boxes' there")
     return raise_on_mismatch(e, log)
 
 # %% ../../nbs/export/65_bundles.ipynb #ca9c0616
-EXPORT_TARGETS = ('darknet', 'onnx', 'deepstream')
+EXPORT_TARGETS = ('darknet', 'darknet-v5', 'onnx', 'deepstream')

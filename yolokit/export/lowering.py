@@ -377,12 +377,15 @@ def _fold_batchnorms(nodes: list, bn: str, # 'fold' or 'keep'
     if bn == 'fold' and some: return [f'{len(some)} BatchNorms folded']
     return [f"{other} BatchNorms moved to Darknet's epsilon"] if other else []
 
+# %% ../../nbs/export/63_lowering.ipynb #9635bb84
 def _lower_heads(nodes: list) -> list: # of str
-    "Heads that decode probabilities, and a threshold that hides nothing; in place."
+    "Heads that decode probabilities and name all their anchors; in place."
     done = []
     for n in nodes:
         if n.kind != 'yolo': continue
-        n.keys.setdefault('thresh', '0.001')
+        n.keys.pop('thresh', None)
+        n.keys.setdefault('mask', ','.join(map(str, range(int(n.keys.get('num', 1))))))
+        n.keys['num'] = len([v for v in n.keys['anchors'].split(',') if v.strip()])//2
         before = n.inputs[0]
         if int(n.keys.get('new_coords', 0)) and _is_conv(before) and before.act == 'linear':
             before.act = 'logistic'

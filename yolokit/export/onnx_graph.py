@@ -115,14 +115,22 @@ def conv(g, l, m, x):
     c = m.conv
     y = g('Conv', x, g.const(c.weight), g.const(c.bias), kernel_shape=list(c.kernel_size), strides=list(c.stride),
           pads=[*c.padding]*2, dilations=list(c.dilation), group=c.groups)
-    return _act(g, y, m.act)
+    return _blur(g, m, _act(g, y, m.act))
+
+# %% ../../nbs/export/62_onnx_graph.ipynb #c444af18
+def _blur(g, m, x):
+    "Behind a layer with antialiasing, a depthwise kernel with that layer's stride."
+    if (b := m.blur) is None: return x
+    k = torch.tensor(b.kernel).repeat(b.c, 1, 1, 1)
+    n = k.shape[-1]
+    return g('Conv', x, g.const(k), kernel_shape=[n, n], strides=list(b.stride), pads=[int(n == 3)]*4, group=b.c)
 
 def _pool(g, l, m, x):
     "Darknet's window: what lies outside is −∞, or not counted."
     (_, h, w), (sy, sx) = l.in_shapes[0], m.stride
     (left, right), (top, below) = m.pads(w, sx), m.pads(h, sy)
     how = dict(kernel_shape=[m.size]*2, strides=[sy, sx], pads=[top, left, below, right])
-    return g('AveragePool', x, count_include_pad=0, **how) if m.avg else g('MaxPool', x, **how)
+    return g('AveragePool', x, count_include_pad=0, **how) if m.avg else _blur(g, m, g('MaxPool', x, **how))
 
 def _slice_axis(g, x, start, end, axis=1):
     "Some channels."
@@ -149,7 +157,10 @@ def _shortcut(g, l, m, *xs):
 def _multiply(g, l, m, x, other): return _act(g, g('Mul', x, other), m.act)
 
 def _upsample(g, l, m, x):
-    "Nearest neighbour: the pixel at floor(i/stride)."
+    "Nearest neighbour: the pixel at floor(i/stride); a negative stride sums blocks."
+    if m.stride < 0:
+        size = [-m.stride]*2
+        return _times(g, g('AveragePool', x, kernel_shape=size, strides=size), m.stride**2*m.scale)
     y = g('Resize', x, '', g.const([1, 1, m.stride, m.stride], np.float32), mode='nearest',
           coordinate_transformation_mode='asymmetric', nearest_mode='floor')
     return y if m.scale == 1 else _times(g, y, m.scale)
@@ -163,9 +174,19 @@ def _space_to_depth(g, x, s, c, h, w, columns_first=False):
     x = g('Transpose', x, perm=[0, 5, 3, 1, 2, 4] if columns_first else [0, 3, 5, 1, 2, 4])
     return _reshape(g, x, 0, c*s*s, h//s, w//s)
 
+def _depth_to_space(g, x, s, c, h, w):
+    "The way back."
+    x = g('Transpose', _reshape(g, x, 0, s, s, c//s**2, h*w), perm=[0, 3, 4, 1, 2])      # c, hw, row, column
+    x = g('Transpose', _reshape(g, x, 0, c//s**2*h, w, s, s), perm=[0, 1, 3, 2, 4])      # five axes: OpenCV has no more
+    return _reshape(g, x, 0, c//s**2, h*s, w*s)
+
 def _reorg(g, l, m, x):
-    "The three kinds; Darknet's own first takes the map for one of other dimensions."
+    "The kinds; Darknet's own first takes the map for one of other dimensions."
     (c, h, w), s = l.in_shapes[0], m.stride
+    if m.kind == 'plain back': return _depth_to_space(g, x, s, c, h, w)
+    if m.kind == 'scramble back':
+        y = _depth_to_space(g, _reshape(g, x, 0, c//s**2, h*s, w*s), s, c//s**2, h*s, w*s)
+        return _reshape(g, y, 0, c//s**2, h*s, w*s)
     if m.kind != 'reorg': return _space_to_depth(g, x, s, c, h, w, m.kind == 'focus')
     x = _space_to_depth(g, _reshape(g, x, 0, c//s**2, h*s, w*s), s, c//s**2, h*s, w*s)
     return _reshape(g, x, 0, c*s*s, h//s, w//s)
@@ -202,6 +223,63 @@ def _crop(g, l, m, x):
 
 def _identity(g, l, m, x, *_): return x
 
+# %% ../../nbs/export/62_onnx_graph.ipynb #3d8991b8
+def _deconv(g, l, m, x):
+    "A transposed convolution and its activation."
+    c = m.conv
+    y = g('ConvTranspose', x, g.const(c.weight), g.const(c.bias), kernel_shape=list(c.kernel_size),
+          strides=list(c.stride), pads=[*c.padding]*2, group=c.groups)
+    return _act(g, y, m.act)
+
+def _signs(g, x): return g('Where', g('Greater', x, g.const(0.)), g.const(1.), g.const(-1.))
+
+def _xnor(g, l, m, x):
+    "A convolution of signs."
+    c, w = m.conv, m.conv.weight
+    binary = torch.where(w > 0, 1., -1.)*w.abs().mean((1, 2, 3), keepdim=True)
+    pads = [*c.padding]*2
+    sides, outside = [0, 0, *pads[:2], 0, 0, *pads[2:]], float(getattr(m, 'outside', 0))
+    x = g('Pad', _signs(g, x), g.const(sides, np.int64), g.const(outside))
+    y = g('Conv', x, g.const(binary), g.const(c.bias), kernel_shape=list(c.kernel_size), strides=list(c.stride))
+    return _blur(g, m, _act(g, y, m.act))
+
+# %% ../../nbs/export/62_onnx_graph.ipynb #cc4c10df
+def _squeeze_excite(g, l, m, x):
+    "Channels times gates."
+    y = _reshape(g, g('GlobalAveragePool', x), 0, -1)
+    for w, act in ((m.squeeze, lambda v: g('Relu', v)), (m.excite, lambda v: _hard_sigmoid(g, v))):
+        y = act(g('MatMul', y, g.const(w.weight.T)))
+    return g('Mul', x, _reshape(g, y, 0, l.shape[0], 1, 1))
+
+# %% ../../nbs/export/62_onnx_graph.ipynb #0addc44c
+def _depth_pool(g, l, m, x):
+    "The largest of every out-th channel; what is missing is −∞."
+    c, h, w = l.in_shapes[0]
+    if extra := -c % m.out: x = g('Pad', x, g.const([0, 0, 0, 0, 0, extra, 0, 0], np.int64), g.const(float('-inf')))
+    y = g('ReduceMax', _reshape(g, x, 0, (c + extra)//m.out, m.out, h*w), axes=[1], keepdims=0)
+    return _reshape(g, y, 0, m.out, h, w)
+
+# %% ../../nbs/export/62_onnx_graph.ipynb #97846ab7
+def _local(g, l, m, x):
+    "Windows as the channels of a one-hot convolution, then a matrix for every place."
+    size, _, pad, stride = m.k
+    c, (n, h, w) = l.in_shapes[0][0], m.shape
+    hot = torch.eye(c*size*size).view(-1, c, size, size)
+    cols = g('Conv', x, g.const(hot), kernel_shape=[size]*2, strides=[stride]*2, pads=[pad]*4)
+    cols = g('Transpose', _reshape(g, cols, 0, c*size*size, h*w), perm=[0, 2, 1])
+    y = g('MatMul', g.const(m.weight), _reshape(g, cols, 0, h*w, c*size*size, 1))
+    y = _reshape(g, g('Transpose', _reshape(g, y, 0, h*w, n), perm=[0, 2, 1]), 0, n, h, w)
+    return _act(g, g('Add', y, g.const(m.bias)), m.act)
+
+def _detection(g, l, m, x):
+    "YOLOv1's numbers, sorted into a map."
+    s, n, c = m.shape
+    x, ends = _reshape(g, x, 0, -1), [0, s*s*c, s*s*(c + n), s*s*(c + 5*n)]
+    cls, conf, box = [_slice_axis(g, x, a, b) for a, b in zip(ends, ends[1:])]
+    cls = g('Concat', *[_reshape(g, cls, 0, s*s, 1, c)]*n, axis=2)
+    y = g('Concat', _reshape(g, box, 0, s*s, n, 4), _reshape(g, conf, 0, s*s, n, 1), cls, axis=3)
+    return _reshape(g, g('Transpose', y, perm=[0, 2, 3, 1]), 0, n*(5 + c), s, s)
+
 # %% ../../nbs/export/62_onnx_graph.ipynb #68c97968
 _EMITTERS = {
     layers.Conv: conv, layers.Pool: _pool, layers.Route: _route, layers.Shortcut: _shortcut,
@@ -209,7 +287,9 @@ _EMITTERS = {
     layers.ImplicitCombine: _implicit_combine, layers.Implicit: lambda g, l, m, *_: g.const(m.weight),
     layers.Connected: _connected, nn.BatchNorm2d: _batchnorm, layers.Softmax: _softmax, layers.Crop: _crop,
     layers.Identity: _identity, nn.Dropout: _identity, layers.AvgPool: lambda g, l, m, x: g('GlobalAveragePool', x),
-    layers.Activation: lambda g, l, m, x: _act(g, x, m)}
+    layers.Activation: lambda g, l, m, x: _act(g, x, m),
+    layers.Deconv: _deconv, layers.SE: _squeeze_excite, layers.Local: _local, layers._DepthPool: _depth_pool,
+    layers._Xnor: _xnor, layers._DetectionV1: _detection}
 
 def _emit_network(g: OnnxBuilder, detector: Detector, # folded
                   x: str, # name of the input
@@ -225,23 +305,37 @@ def _emit_network(g: OnnxBuilder, detector: Detector, # folded
     return ends
 
 # %% ../../nbs/export/62_onnx_graph.ipynb #de1a5857
+def _without_spread(g, t, p, n):
+    "[Gaussian_yolo]: x σx y σy w σw h σh; the mean spread lowers every score."
+    pick = lambda x, columns: g('Gather', x, g.const(columns, np.int64), axis=2)
+    own = [0, 2, 4, 6, *range(8, n)]
+    sure = _plus(g, _times(g, g('ReduceMean', pick(p, [1, 3, 5, 7]), axes=[2], keepdims=1), -1), 1)
+    p = pick(p, own)
+    scores = g('Mul', _slice_axis(g, p, 5, len(own), 2), sure)
+    return pick(t, own), g('Concat', _slice_axis(g, p, 0, 5, 2), scores, axis=2)
+
+# %% ../../nbs/export/62_onnx_graph.ipynb #ccaa9e7c
 def _decode(g: OnnxBuilder, m: str, # name of the map
             head: Head, h: int, w: int, # cells
            ) -> str: # (B, A·h·w, 5+nc)
     "Boxes of one head, over anchor, row, column: cx cy w h in input pixels, objectness, class probabilities."
-    a, n = len(head.anchors), 5 + head.nc
+    a, n = len(head.anchors), head.box + 1 + head.nc
     t = _reshape(g, g('Transpose', _reshape(g, m, 0, a, n, h*w), perm=[0, 1, 3, 2]), 0, -1, n)
-    p = t if head.logistic else g('Sigmoid', t)
+    p = t if head.logistic or head.kind == 'detection' else g('Sigmoid', t)
+    if head.kind == 'Gaussian_yolo': t, p, n = *_without_spread(g, t, p, n), 5 + head.nc
     j, i = np.mgrid[:h, :w].reshape(2, -1)
     grid = np.tile(np.stack([i, j], -1), (a, 1))
     anchors = np.repeat(head.anchors, h*w, 0)
     offset = (grid + .5 - .5*head.scale_x_y)*head.stride
     xy = g('Add', _times(g, _slice_axis(g, p, 0, 2, 2), head.scale_x_y*head.stride), g.const(offset))
     q = _slice_axis(g, p if head.new_coords else t, 2, 4, 2)
-    wh = g('Mul', g('Mul', q, q), g.const(4*anchors)) if head.new_coords else g('Mul', g('Exp', q), g.const(anchors))
+    if head.kind == 'detection': wh = g('Mul', g('Mul', q, q) if head.sqrt else q, g.const(anchors))
+    elif head.new_coords: wh = g('Mul', g('Mul', q, q), g.const(4*anchors))
+    else: wh = g('Mul', g('Exp', q), g.const(anchors))
     classes = g('Softmax', _slice_axis(g, t, 5, n, 2), axis=2) if head.softmax else _slice_axis(g, p, 5, n, 2)
     return g('Concat', xy, wh, _slice_axis(g, p, 4, 5, 2), classes, axis=2)
 
+# %% ../../nbs/export/62_onnx_graph.ipynb #e3310d37
 def _corners(g, d): # (B, N, 5+nc) -> (B, N, 4) x0 y0 x1 y1, (B, N, nc) scores
     "Boxes as corners, objectness × class probability."
     xy, half = _slice_axis(g, d, 0, 2, 2), _times(g, _slice_axis(g, d, 2, 4, 2), .5)
@@ -288,7 +382,7 @@ def _emit_outputs(g: OnnxBuilder, detector: Detector, maps: list, # names of the
     (w, h), nc = detector.size, detector.nc
     grids = [(h//k.stride, w//k.stride) for k in detector.heads]
     if form == 'raw':
-        return [(m, (len(k.anchors)*(5 + k.nc), *grid)) for m, k, grid in zip(maps, detector.heads, grids)]
+        return [(m, (len(k.anchors)*(k.box + 1 + k.nc), *grid)) for m, k, grid in zip(maps, detector.heads, grids)]
     n = sum(len(k.anchors)*rows*columns for k, (rows, columns) in zip(detector.heads, grids))
     parts = []
     for i, (m, k, grid) in enumerate(zip(maps, detector.heads, grids)):
