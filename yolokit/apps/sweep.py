@@ -95,7 +95,7 @@ def _run_trial(what: str, # train or judge
     if c.stage == 'finetune' and not c.weights:
         raise SweepError('a sweep of finetune starts from weights: name them in fixed '
                          '(weights=runs/baseline-001/weights/best.pt), or sweep stage=baseline')
-    return train(c, on_evaluation=tell).info['result']
+    return train(c, on_evaluation=tell).update(sweep=name or 'once').info['result'] # not a run that a person made
 
 # %% ../../nbs/apps/81_sweep.ipynb #3b27f379
 def _optuna():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RunError', 'runs_folder', 'json_ready', 'is_process_alive', 'this_process', 'Run', 'lock_run', 'unlock_run',
-           'list_runs', 'latest_run', 'append_csv_row', 'read_csv', 'truncate_csv', 'save_tensors',
+           'list_runs', 'finished_runs', 'latest_run', 'append_csv_row', 'read_csv', 'truncate_csv', 'save_tensors',
            'save_run_checkpoint', 'load_run_checkpoint', 'checkpoint_digest']
 
 # %% ../../nbs/training/40_runs.ipynb #7797a8ea
@@ -197,18 +197,31 @@ def list_runs(folder=None, # where the runs are; None: runs/ of the checkout
         except (OSError, ValueError): continue  # being made, or being removed
     return sorted(found, key=lambda r: (r.info.get('ended') or r.info.get('started') or '', r.name))
 
+def _made_by_machine(r: Run) -> bool:
+    "Is it one of many that an app made: a trial of a sweep, a fold, the training of a capsule again?"
+    trial = re.fullmatch(r'(.+)-\d{4}', r.name)    # sweeps before December 2026 left no word in run.json
+    return any(k in r.info for k in ('fold', 'sweep')) or (r.folder/'replay.json').exists() \
+        or bool(trial) and (r.folder.parent/f'sweep-{trial[1]}').is_dir()
+
+def finished_runs(stage: str = '', # such as 'baseline'; '' for any
+                  needs: str = 'weights/best.pt', # file that the caller is going to read
+                  folder=None, # where the runs are; None: runs/ of the checkout
+                 ) -> list[Run]: # the last one last
+    "Finished runs that a person made and that hold what is needed; those that found nothing come first."
+    done = [r for r in list_runs(folder) if r.info.get('state') == 'finished' and stage in ('', r.info.get('stage'))]
+    done = [r for r in done if (r.folder/needs).is_file() and not _made_by_machine(r)]
+    return sorted(done, key=lambda r: (r.info.get('result') or {}).get('AP', -1.) != 0)
+
 def latest_run(stage: str, # such as 'baseline'; '' for any
                data: str = '', # fingerprint of the data set; '' for any
                network: str = '', # sha256 of the cfg's text; '' for any
                folder=None, # where the runs are; None: runs/ of the checkout
+               needs: str = 'weights/best.pt', # see finished_runs
               ) -> Run | None:
     "The last finished run of a stage for this data and this network."
-    for r in reversed(list_runs(folder)):
-        i = r.info
-        if i.get('state') != 'finished' or stage and i.get('stage') != stage: continue
-        if not stage and 'fold' in i: continue           # of a cross-validation: one of many
-        if data and i.get('data', {}).get('fingerprint') != data: continue
-        if not network or i.get('network', {}).get('sha256') == network: return r
+    for r in reversed(finished_runs(stage, needs, folder)):
+        if data and (r.info.get('data') or {}).get('fingerprint') != data: continue
+        if not network or (r.info.get('network') or {}).get('sha256') == network: return r
 
 # %% ../../nbs/training/40_runs.ipynb #8073cc8d
 def _format_cell(v, # a number or text
