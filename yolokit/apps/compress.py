@@ -109,7 +109,7 @@ def _parent_of(c: CompressConfig) -> Run:
 def _default_parent(c: CompressConfig) -> Run:
     "The last finished finetune of the embedded default, trained now where there is none."
     mine = [r for r in runs.list_runs() if r.info.get('stage') == 'finetune' and r.config.get('data') == '']
-    done = [r for r in mine if r.info.get('state') == 'finished']
+    done = [r for r in runs.finished_runs('finetune') if r.config.get('data') == '']
     if done: return done[-1]
     stopped = [r.name for r in mine if r.info.get('state') in ('interrupted', 'failed', 'running', 'waiting')]
     log_line('compress: no finished finetune run on the embedded default yet, so that comes first'

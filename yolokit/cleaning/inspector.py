@@ -6,7 +6,10 @@
 __all__ = ['Inspector']
 
 # %% ../../nbs/cleaning/33_inspector.ipynb #6f3c7b52
-import base64, json
+import base64, json, os
+try: import fcntl
+except ImportError: fcntl = None     # not on Windows
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
@@ -76,10 +79,9 @@ class Inspector:
         self.table, self.path, self.most = table, Path(path) if path else None, most
         self.plan = what if isinstance(what, Plan) else plan(what)
         self.shown = _plan_and_findings(self.plan, what) if what is not self.plan else what
-        self.keys = _decision_ids(self.plan)
-        known = load_decisions(self.path) if self.path and self.path.exists() else []
-        self.by = {_decision_id(d): d for d in known}
-        self.lines, self.past, self.error = {}, [], ''
+        self.keys, self._inside, self._stamp = _decision_ids(self.plan), False, _file_stamp(self.path)
+        self.by = {_decision_id(d): d for d in load_decisions(self.path if self._stamp else '')}
+        self.lines, self.past, self.error, self.new, self.others = {}, [], '', {}, 0
         self.sel, self.editing, self.grid, self.ack = '', False, False, 0
         self._read, self._photo, self._widget, self._quiet = (-1, None), (-1, ''), None, False
         self.filter(reason, split, name, state)
@@ -129,16 +131,66 @@ def refresh(self: Inspector) -> Inspector:
     return self
 
 # %% ../../nbs/cleaning/33_inspector.ipynb #ccbbc3b2
+def _file_stamp(path) -> tuple:
+    "Another one when the file has been written: each time it is a new file."
+    if not path or not path.exists(): return ()
+    s = path.stat()
+    return s.st_ino, s.st_mtime_ns, s.st_size
+
+@contextmanager
+def _locked(path: Path): # of the decisions
+    "Alone with the file, as long as this lasts; on file systems without locks nobody waits."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f'.{path.name}.lock'), 'a') as f:
+        try: fcntl and fcntl.flock(f, fcntl.LOCK_EX)
+        except OSError: pass
+        yield
+
+# %% ../../nbs/cleaning/33_inspector.ipynb #0e253289
+@patch
+@contextmanager
+def _in_step(self: Inspector):
+    "Alone with the file, and `by` is what it holds now, with what is new here; at the end the file is written."
+    if not self.path or self._inside: yield; return
+    with _locked(self.path):
+        stamp = _file_stamp(self.path)
+        if stamp != self._stamp and stamp:
+            theirs = {_decision_id(d): d for d in load_decisions(self.path)}
+            self.others += sum(d != self.by.get(m) for m, d in theirs.items() if m not in self.new)
+            self.by, self.lines = theirs, {}
+            for m, d in self.new.items(): self._put(m, d)
+        self._inside = True
+        try: yield
+        finally: self._inside = False
+        self.save()
+        self._stamp, self.new = _file_stamp(self.path), {}
+
+# %% ../../nbs/cleaning/33_inspector.ipynb #2170396d
+@patch
+def _put(self: Inspector, m: tuple, d: dict | None) -> None: # d: None: forget it
+    "One decision into the list."
+    self.by.pop(m, None); self.lines.pop(m, None)
+    if d: self.by[m] = d
+
+@patch
+def _change(self: Inspector, new: dict) -> dict: # new, old: id -> decision or None
+    "Take decisions into the list and the list into the file; gives what they have replaced."
+    with self._in_step():
+        old = {m: self.by.get(m) for m in new}
+        for m, d in new.items(): self._put(m, d)
+        self.new |= new
+    return old
+
 @patch
 def keep(self: Inspector, *new, # decisions
          without=(), # ids to forget
         ) -> Inspector:
     "Take decisions into the list and the list into the file."
-    self.past = self.past[-49:] + [(dict(self.by), self.row)]
-    for m in (*without, *map(_decision_id, new)): self.by.pop(m, None); self.lines.pop(m, None)
-    self.by |= {_decision_id(d): d for d in new}
-    return self.save()
+    old = self._change({m: None for m in without} | {_decision_id(d): d for d in new})
+    self.past = self.past[-49:] + [(old, self.row)]
+    return self
 
+# %% ../../nbs/cleaning/33_inspector.ipynb #bd2ec3b3
 @patch
 def save(self: Inspector) -> Inspector:
     "Write all decisions, whole or not at all."
@@ -154,10 +206,10 @@ def save(self: Inspector) -> Inspector:
 def undo(self: Inspector) -> Inspector:
     "Take the last decision or edit back, and show where it was made."
     if not self.past: return self
-    self.by, row = self.past.pop()
-    self.lines = {}
+    old, row = self.past.pop()
+    self._change(old)
     at = np.flatnonzero(self.rows == row)
-    return self.save().go(at[0] if len(at) else self.at)
+    return self.go(at[0] if len(at) else self.at)
 
 # %% ../../nbs/cleaning/33_inspector.ipynb #94c342ae
 @patch
@@ -246,12 +298,13 @@ def edit(self: Inspector, name: str, # as in boxes; 'new': one more
     after, label = old if after is None else _clip_to_image(after, self.wh(i)), c if label is None else int(label)
     if after is None: return self
     other, kind = self.on(name), name[0] if name[0] in 'bh' else 'h'
-    drawn = [m[2] for m in self.by if len(m) == 3 and m[0] == 'by-hand']
-    number = int(name[1:]) if name[0] in 'bh' else 1 + max(drawn, default=-1)
-    place = (number, 'set') if kind == 'b' else (-1, 'add')
-    hand = self._by_hand(i, *place, after=[float(v) for v in after], label=label)
-    if kind == 'h': hand['new'] = number
-    self.keep(hand, *other)
+    with self._in_step(): # another inspector must not take the same number
+        drawn = [m[2] for m in self.by if len(m) == 3 and m[0] == 'by-hand']
+        number = int(name[1:]) if name[0] in 'bh' else 1 + max(drawn, default=-1)
+        place = (number, 'set') if kind == 'b' else (-1, 'add')
+        hand = self._by_hand(i, *place, after=[float(v) for v in after], label=label)
+        if kind == 'h': hand['new'] = number
+        self.keep(hand, *other)
     self.sel, self.last = f'{kind}{number}', label
     return self.refresh()
 
@@ -276,7 +329,8 @@ def html(self: Inspector) -> str:
     sure = '' if np.isnan(r['confidence'][k]) else f' · confidence {r["confidence"][k]:.2f}'
     said = self.said()
     first = (f'{bad}<b>{self.at + 1} / {len(self)} · {head}</b>{sure} · '
-             f'<span class="yk-said yk-{said[:6]}">{said}</span> · {len(self.by)} decisions so far')
+             f'<span class="yk-said yk-{said[:6]}">{said}</span> · {len(self.by)} decisions so far'
+             + (f', {self.others} of them changed by another inspector' if self.others else ''))
     means = escape_html(FINDING_TYPES[r['reason'][k]][3])
     return f'{first}<br>{means}: {seen}' + ''.join(f' · {l}' for l in file) + (f' · {escape_html(split)}' if split else '')
 

@@ -7,7 +7,7 @@ __all__ = ['Plan', 'plan', 'RepairError', 'decision_key', 'load_decisions', 'rea
            'write_repaired', 'restore_sources']
 
 # %% ../../nbs/cleaning/31_repair.ipynb #2b39b677
-import dataclasses, hashlib, json, os, zipfile
+import dataclasses, hashlib, json, math, os, zipfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +111,15 @@ def decision_key(d: dict, # a decision, or a record of a plan
     return d['reason'], normalize_name(d.get('file') or ''), int(d.get('label', -1)), tuple(round(v, 2) for v in place)
 
 # %% ../../nbs/cleaning/31_repair.ipynb #3d9598a4
+def _check_place(t: Table, d: dict, image: int) -> None: # image: row of the file that the decision names
+    "RepairError where a decision's box or class is not in the table, or the box is on another picture."
+    box, label = d.get('box', -1), d.get('label')
+    if box >= len(t) or box >= 0 and t.boxes['image'][box] != image:
+        raise RepairError(f'decision on box {box} is about {d["file"]}, which has no such box; was it made for other '
+                          'data?')
+    if label is not None and (box >= 0 or 'action' in d) and label >= len(t.names): # else it is no class
+        raise RepairError(f'decision on box {box} of {d["file"]}: class {label}; there are {len(t.names)}, from 0')
+
 def _edits_by_hand(p: Plan, decisions: list) -> dict: # rows of a plan
     "What a person did without being asked, or accepted of a detector that this plan does not know."
     row = {normalize_name(f): i for i, f in enumerate(p.table.images['file'])}
@@ -118,6 +127,7 @@ def _edits_by_hand(p: Plan, decisions: list) -> dict: # rows of a plan
         if d.get('action') not in ('set', 'drop', 'add', 'class') or normalize_name(d['file']) not in row:
             raise RepairError(f'decision by hand on {d.get("file")}: action {d.get("action")!r}; it needs a known file '
                               'and set, drop, add or class')
+        _check_place(p.table, d, row[normalize_name(d['file'])])
     n, get = len(decisions), lambda k, other: [other if d.get(k) is None else d[k] for d in decisions]
     box, after = np.array(get('box', -1)), np.array(get('after', [np.nan]*4), float).reshape(-1, 4)
     image = [row[normalize_name(d['file'])] for d in decisions]
@@ -138,9 +148,10 @@ def _find_edit(p: Plan, at: dict, d: dict) -> int | None: # at: decision_key -> 
         raise RepairError(f'decision on box {d["box"]} is about {d["file"]}, the plan about {here}')
     return i
 
-def _decide_edit(rows: dict, i: int, d: dict) -> None:
+def _decide_edit(t: Table, rows: dict, i: int, d: dict) -> None:
     "Write a decision into a row of a plan."
     accepted = d['decision'] == 'accept'
+    if accepted and rows['image'][i] >= 0: _check_place(t, dict(file='') | d, rows['image'][i])
     rows['state'][i], rows['person'][i] = 'apply' if accepted else 'reject', True
     if accepted and d.get('after') is not None:
         rows['after'][i] = d['after']
@@ -169,18 +180,47 @@ def decide(self: Plan,
         if i is None:
             raise RepairError(f'decision on box {d["box"]} ({d["reason"]}, {d.get("file")}): the plan has no such '
                               'edit; was it made for other data?')
-        _decide_edit(rows, i, d)
+        _decide_edit(self.table, rows, i, d)
     rows['iou'] = _edit_iou(rows['before'], rows['after'])
     if _is_reread(self.rows) and not _is_reread(rows): # its boxes were judged by a reading that is refused now
         rows['state'][(rows['box'] >= 0) & ~rows['person']] = 'ask'
     return dataclasses.replace(self, rows=rows)
 
 # %% ../../nbs/cleaning/31_repair.ipynb #5cebe9d6
-def _is_decision(x) -> bool: # a value from a JSON file
-    "Whether it says on what box, for what reason, and what."
-    return (isinstance(x, dict) and isinstance(x.get('box'), int) and isinstance(x.get('reason'), str)
-            and x.get('decision') in ('accept', 'reject', 'skip'))
+def _is_whole(v, least: int) -> bool: return isinstance(v, int) and not isinstance(v, bool) and least <= v < 2**53
+def _is_box(v) -> bool: # four numbers
+    return isinstance(v, list) and len(v) == 4 and all(isinstance(x, (int, float)) and not isinstance(x, bool)
+                                                       and math.isfinite(x) for x in v)
 
+# what a field of a decision may be, and the same in words
+_DECISION_FIELDS = dict(
+    box=(lambda v: _is_whole(v, -1), 'the row of a box, a whole number, or -1'),
+    reason=(lambda v: isinstance(v, str) and v in FINDING_TYPES, 'a kind of finding'),
+    file=(lambda v: v is None or isinstance(v, str), "a picture's name"),
+    decision=(lambda v: v in ('accept', 'reject', 'skip'), 'accept, reject or skip'),
+    action=(lambda v: isinstance(v, str), 'a word such as set, drop, add or class'),
+    after=(lambda v: v is None or _is_box(v), 'four numbers x0, y0, x1, y1 in pixels'),
+    proposal=(lambda v: v is None or _is_box(v), 'four numbers x0, y0, x1, y1 in pixels'),
+    label=(lambda v: v is None or _is_whole(v, -1), 'the number of a class, from 0'),
+    new=(lambda v: _is_whole(v, 0), 'a whole number, 0 or greater'))
+
+
+# %% ../../nbs/cleaning/31_repair.ipynb #52229f0c
+def _decision_fault(d) -> str: # d: a value from a JSON file; '' where there is none
+    "What is wrong with a decision, in words."
+    if not isinstance(d, dict): return f'it is {str(d)[:40]!r}; a decision needs box, reason and decision'
+    for k in ('box', 'reason', 'decision'):
+        if k not in d: return f'there is no {k}; it has to be {_DECISION_FIELDS[k][1]}'
+    for k, v in d.items():
+        if k not in _DECISION_FIELDS:
+            return f'there is no field {str(k)[:40]!r}; fields are {", ".join(_DECISION_FIELDS)}'
+        if not _DECISION_FIELDS[k][0](v): return f'{k} is {str(v)[:40]!r}; it has to be {_DECISION_FIELDS[k][1]}'
+    if d['reason'] != 'by-hand' or d['decision'] != 'accept': return ''
+    if d.get('action') not in ('set', 'drop', 'add', 'class') or not d.get('file'):
+        return f'by hand needs a file and an action set, drop, add or class, not {d.get("action")!r}'
+    return 'by hand: set and add need after' if d['action'] in ('set', 'add') and not d.get('after') else ''
+
+# %% ../../nbs/cleaning/31_repair.ipynb #851943bb
 def load_decisions(path, # json, as the inspector writes it; '' for none
                   ) -> list: # of dicts, see Plan.decide
     "A person's decisions from their file; raises RepairError where it holds none."
@@ -189,9 +229,11 @@ def load_decisions(path, # json, as the inspector writes it; '' for none
     except OSError as e:
         raise RepairError(f'{path}: cannot be opened ({e.strerror}); decisions are written by the inspector') from None
     except ValueError as e: raise RepairError(f'{path}: broken json ({e})') from None
-    if isinstance(d, list) and all(map(_is_decision, d)): return d
-    raise RepairError(f'{path}: not a list of decisions; each needs box, reason, '
-                      'and decision (accept, reject or skip)')
+    if not isinstance(d, list): raise RepairError(f'{path}: not a list of decisions; each needs box, reason, '
+                                                  'and decision (accept, reject or skip)')
+    for n, x in enumerate(d, 1):
+        if why := _decision_fault(x): raise RepairError(f'{path}, decision {n} of {len(d)}: {why}')
+    return d
 
 def reading_answers(decisions: list) -> dict: # reading -> accepted? See `check`
     "What a person has said about readings of the whole set."
