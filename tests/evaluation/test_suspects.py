@@ -115,3 +115,40 @@ def test_accepting_everything_heals_most_of_it():
         for i in range(truth.n_images))
     assert good(bad) < 1030 and good(mended) > good(bad) + 120
     assert repair.undo(mended, journal).same(bad)
+
+
+@pytest.mark.parametrize('known', [False, True], ids=['by its detections', 'by the caller'])
+def test_pictures_that_nobody_looked_at_are_not_accused(known, capsys):
+    "The same findings as on the part alone, with the rows of the whole."
+    truth, seen = town(600)
+    bad, _ = label_errors.plant_label_errors(truth, .05, 0)
+    looked = np.arange(100) % 3 == 1
+    part = bad.keep_images(looked)
+    alone = label_errors.rank_label_errors(part, seen.keep_images(looked))
+    whole = label_errors.rank_where_looked(bad, seen.keep(looked[seen.boxes['image']]), looked if known else None)
+    assert 'on 33 of 100 pictures' in capsys.readouterr().out and len(whole) == len(alone) > 0
+    assert looked[whole.rows['image']].all()
+    a, b = (sorted(zip(f.rows['reason'], f.table.images['file'][f.rows['image']], f.rows['evidence'])) for f in (alone, whole))
+    assert a == b
+    on = whole.rows['box'] >= 0
+    assert (bad.boxes['image'][whole.rows['box'][on]] == whole.rows['image'][on]).all()
+    label_errors.merge_findings(checks.check(bad, images=False), whole)
+
+
+def test_a_picture_that_was_looked_at_in_vain_has_invented_boxes():
+    truth, seen = town(600)
+    nothing = seen.keep(seen.boxes['image'] != 7)
+    of_7 = lambda f: (f.rows['image'] == 7).sum()
+    assert of_7(label_errors.rank_where_looked(truth, nothing)) == 0
+    assert of_7(label_errors.rank_where_looked(truth, nothing, np.ones(100, bool))) == 6
+
+
+def test_detections_of_other_sizes_pictures_or_classes_are_refused():
+    truth, seen = town(600)
+    rank = label_errors.rank_where_looked
+    for scale, why in ((2., 'outside of their picture'), (.5, 'another size')):
+        with pytest.raises(ValueError, match=why): rank(truth, seen.with_xyxy(seen.xyxy*scale))
+    with pytest.raises(ValueError, match='other pictures'):
+        rank(truth, town(600, seed=5)[1].with_xyxy(seen.xyxy[rng(1).permutation(600)]))
+    with pytest.raises(ValueError, match='classes in another order'):
+        rank(truth, seen.with_columns(category=(seen.boxes['category'] + 1) % 4))
