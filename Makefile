@@ -12,7 +12,7 @@ export PYTHONUNBUFFERED := 1
 help:
 	@echo 'make train  set up .venv, then the main job on the embedded parking lot: prepare, baseline, finetune, judge, submit'
 	@echo 'make test   set up if needed; export, nbdev_test, pytest, papermill'
-	@echo 'make setup  only set up          make lab    JupyterLab, notebooks cleaned on save'
+	@echo 'make setup  only set up          make lab    JupyterLab, notebooks cleaned on save; ARGS="--port 9999 --ip 0.0.0.0"'
 	@echo 'make infer  predict, last run    make soak   every slow, killing, fuzzing and browser check'
 	@echo 'make bench  measure speed        make real   the results on real data, from ../shared/data'
 	@echo 'make docs   the site of chapters, apps and functions, without running any: _docs/html/index.html'
@@ -24,10 +24,14 @@ setup: $(VENV)/.ready
 # would hide. install_papermill: see nbs/apps/86_command_line.ipynb.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "yolokit needs Python 3.11 or later, '$(PYTHON)' is older: make setup PYTHON=python3.11"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check uv==0.13.8
-	$(PY) -m uv pip install --quiet --python $(PY) -c constraints.txt --config-setting editable_mode=compat -e '.[lab,dev]'
-	$(PY) -c 'from yolokit.apps.command_line import install_papermill; install_papermill()'
+	@echo 'setup 1/3: an environment in $(VENV), and uv, which fetches the rest'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check uv==0.13.8
+	@echo 'setup 2/3: the packages of constraints.txt, 6 GB on the disk, nearly all of it torch and its CUDA libraries;'
+	@echo '           uv says what it downloads and how large each is; what it has in its cache is not downloaded again'
+	@$(PY) -m uv pip install --python $(PY) -c constraints.txt --config-setting editable_mode=compat -e '.[lab,dev]'
+	@echo 'setup 3/3: papermill with an output of its own, and git hooks for notebooks'
+	@$(PY) -c 'from yolokit.apps.command_line import install_papermill; install_papermill()'
 	@if git rev-parse --git-dir >/dev/null 2>&1; then \
 	  git config merge.nbdev-merge.name 'notebook merge' && \
 	  git config merge.nbdev-merge.driver 'nbdev_merge %O %A %B %P' && \
@@ -43,7 +47,8 @@ infer: setup
 	$(BIN)/papermill nbs/infer.ipynb runs/infer.ipynb --no-progress-bar
 
 lab: setup
-	$(BIN)/jupyter lab --ContentsManager.pre_save_hook=nbdev.clean.clean_jupyter --LabApp.news_url=None nbs
+	$(BIN)/jupyter lab --ContentsManager.pre_save_hook=nbdev.clean.clean_jupyter --LabApp.news_url=None \
+	  $$([ $$(id -u) != 0 ] || echo --allow-root) $(ARGS) nbs
 
 export: setup
 	$(BIN)/nbdev_export

@@ -37,11 +37,11 @@ ENDS = {
     'every step is NaN': (('nan', 'loss', 0), '10 steps in a row were not finite', {}),
     'an image is cut short': (('image', 'cut'), 'train3.png', {}),
     'an image is gone': (('image', 'gone'), 'train3.png', {}),
-    **{f'{s.name} when {phase}': (('signal', int(s), phase), 'it goes on with resume='
+    **{f'{s.name} when {phase}': (('signal', int(s), phase), 'go on with -p resume '
                                   if phase != 'preparing' else 'stopped: ', {})
        for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
        for phase in ('preparing', 'probing', 'stepping', 'saving', 'judging', 'finishing')},
-    'the parent is gone': (('orphan', 6), 'it goes on with resume=', {}),
+    'the parent is gone': (('orphan', 6), 'go on with -p resume ', {}),
     'a checkpoint is half written': (('saving: half written', 9), '', {}),
     'killed in the middle of a rename': (('saving: before the rename', 12), '', {}),
     'killed between a checkpoint and its sha256': (('saving: the file is there, its sha256 is not', 9), '', {}),

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import nbformat, numpy as np, pytest
 
 import browser
-from yolokit.apps import compress, leaderboard as app_board, precision_study
+from yolokit.apps import compress, crossval, leaderboard as app_board, precision_study
 from yolokit.cleaning import checks, repair
 from yolokit.cleaning.gallery import gallery
 from yolokit.cleaning.inspector import Inspector
@@ -152,6 +152,25 @@ def test_each_row_of_markdown_is_one_line(made):
         assert rows and len({l.count('|') for l in rows if l.count('|') == rows[-1].count('|')}) == 1, name
         assert not re.search(r'<(?!span>|/span>|br>)', text), name
     for n in NAMES: assert '|' not in escape_markdown(n) and '\n' not in escape_markdown(n)
+
+
+def test_every_table_has_as_many_rules_and_cells_as_heads(made, tmp_path):
+    "The class table had ten heads over nine rules: JupyterLab shows such a table as lines of text."
+    texts = made.markdown | {f'report {k}': c.source for k, c in enumerate(report(tmp_path/'r', 'r').cells)}
+    metric = dict.fromkeys(bootstrap.METRICS, .5)
+    numbers = metric | dict(interval=dict.fromkeys(metric, (.4, .6)), folds=[.4, .6], spread=.1)
+    texts['crossval'] = crossval._Crossval(SimpleNamespace(name=NAMES[0]), made.truth, made.found,
+                                           np.arange(len(NAMES)) % 2, numbers, made.findings)._repr_markdown_()
+    seen = 0
+    for name, text in texts.items():
+        tables = re.findall(r'(?m)^(?:\|.*\|[ ]*$\n?)+', text)
+        assert tables or name.startswith('report'), name
+        for t in tables:
+            head, rule, *rows = t.splitlines()
+            assert re.fullmatch(r'\|(:?-+:?\|)+', rule.replace(' ', '')), (name, rule)
+            assert {l.count('|') for l in (head, *rows)} == {rule.count('|')}, (name, head, rule)
+            seen += 1
+    assert seen >= 12
 
 
 def test_no_cell_of_a_csv_is_a_formula(made):

@@ -7,7 +7,6 @@ __all__ = ['papermill', 'install_papermill', 'main']
 
 # %% ../../nbs/apps/86_command_line.ipynb #cf3f6fe8
 import ast, importlib.util, json, os, shutil, subprocess, sys, time
-from functools import partial
 from pathlib import Path
 from ..core.files import atomic_write, project_root
 
@@ -65,6 +64,10 @@ def _parse_words(app: str, words: list) -> dict: # of str: name=value -> name: v
 # %% ../../nbs/apps/86_command_line.ipynb #591ce4d8
 _QUIET = ['--IPKernelApp.log_level=ERROR']  # the kernel's words about TCP on one's own machine help nobody
 
+def _error_text(e, whole: bool = False) -> str: # e: PapermillExecutionError
+    "An app's own error as one line, with where it came from if that is wanted."
+    return '\n'.join(e.traceback) if whole else f'{e.ename}: {e.evalue}'
+
 def _run_app(app: str, parameters: dict) -> Path: # the executed notebook
     "Run an app notebook by papermill; its own error is raised with its last line."
     from papermill import PapermillExecutionError, execute_notebook
@@ -75,8 +78,8 @@ def _run_app(app: str, parameters: dict) -> Path: # the executed notebook
     os.environ['YOLOKIT_REPORT_FOLDER'] = str(told)
     try: execute_notebook(_list_apps()[app], out, parameters, kernel_name='python3', progress_bar=False,
                           extra_arguments=_QUIET)
-    except PapermillExecutionError as e:
-        raise SystemExit(f'{e.ename}: {e.evalue}\n(the whole notebook: {out})') from None
+    except PapermillExecutionError as e: raise SystemExit(f'{_error_text(e)} (notebook: {out})') from None
+    except KeyboardInterrupt: raise SystemExit(130) from None # the run has said what became of it
     finally: folder = Path(told.read_text(encoding='utf-8')) if told.exists() else None; told.unlink(missing_ok=True)
     if not folder or not folder.is_dir(): return out
     return Path(shutil.move(out, _free_name(folder/f'{app}.ipynb')))
@@ -114,16 +117,23 @@ def _add_output(words: list) -> list: # words of papermill's command line -> wit
 # %% ../../nbs/apps/86_command_line.ipynb #d8748958
 def papermill(words: list | None = None) -> None: # of str; None: those of the process
     "papermill, with an output for an app notebook that has none."
-    words = sys.argv[1:] if words is None else words
+    words = list(sys.argv[1:] if words is None else words)
+    whole = '--traceback' in words
+    if whole: words.remove('--traceback')
     full = _add_output(words)
     from papermill import cli
     from papermill.exceptions import PapermillExecutionError
     if len(full) > len(words):
         print(f'yolokit: the executed notebook is {os.path.relpath(full[-1])}', file=sys.stderr)
         cli.INPUT_PIPED = False # the notebook is the file that was named
-    cli.execute_notebook = partial(cli.execute_notebook, extra_arguments=_QUIET)
+    execute = cli.execute_notebook
+    def heed_ctrl_c(*args, **kw):
+        try: return execute(*args, extra_arguments=_QUIET, **kw)
+        except KeyboardInterrupt: raise SystemExit(130) from None # the app has said what became of its work
+    cli.execute_notebook = heed_ctrl_c
     try: cli.papermill(full, prog_name='papermill')
-    except PapermillExecutionError as e: raise SystemExit(f'{e.ename}: {e.evalue}') from None
+    except PapermillExecutionError as e: raise SystemExit(_error_text(e, whole)) from None
+    finally: cli.execute_notebook = execute
 
 def install_papermill(folder=None, # None: where this Python's commands lie
                      ) -> None:
@@ -144,7 +154,8 @@ def _open_lab(words: list) -> int: # further words go to JupyterLab; its exit st
         folder.mkdir(exist_ok=True)
         for p in _notebooks_dir().glob('*.ipynb'):
             if not (folder/p.name).exists(): shutil.copy(p, folder)
-    return subprocess.call([sys.executable, '-m', 'jupyterlab', '--LabApp.news_url=None', *words, str(folder)])
+    root = ['--allow-root'] if getattr(os, 'geteuid', int)() == 0 else []  # a rented GPU, a container
+    return subprocess.call([sys.executable, '-m', 'jupyterlab', '--LabApp.news_url=None', *root, *words, str(folder)])
 
 def main(words: list | None = None) -> None: # of str; None: those of the process
     "`yolokit APP name=value ...`"
