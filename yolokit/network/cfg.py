@@ -166,7 +166,7 @@ class Cfg:
         return self
 
     @classmethod
-    def read(cls, path): return cls.parse(Path(path).read_bytes().decode('utf-8', 'surrogateescape'), path)
+    def read(cls, path): return cls.parse(_decode_cfg(Path(path).read_bytes(), path), path)
     def write(self, path): Path(path).write_bytes(self.text.encode('utf-8', 'surrogateescape'))
     def __str__(self): return self.text
     def __repr__(self): return f'Cfg({self.name}: {len(self.sections) - 1} layers)'
@@ -179,6 +179,14 @@ class Cfg:
         raise CfgError(self.file, line, kind, '[net] as the first section', f'[{kind}]' if kind else 'no section')
 
 # %% ../../nbs/network/07_cfg.ipynb #48ec0377
+def _decode_cfg(raw: bytes, file) -> str:
+    "A cfg's text, unknown bytes kept; CfgError for UTF-16 and for lines that end in a lone CR."
+    odd = ''
+    if raw[:2] in (b'\xff\xfe', b'\xfe\xff') or raw[:200].count(0) > len(raw[:200])//4: odd = 'UTF-16'
+    elif b'\r' in raw and b'\n' not in raw: odd = 'lines that end in a lone CR (CR alone, without LF)'
+    if odd: raise CfgError(file, 1, '', 'a text in UTF-8 whose lines end in LF', f'{odd}: save it anew as such')
+    return raw.decode('utf-8', 'surrogateescape')
+
 @patch
 def problems(self: Cfg) -> list: # of str, each with file and line
     "What this cfg holds that no reader of the family would use."
@@ -392,15 +400,17 @@ def head_anchor_ids(s: _Section, # a head
                    ) -> list:    # anchors' numbers
     "Anchors that a head uses: its mask, or all."
     every = list(range(s.int('num', 1)))
-    return every if s.type in ('region', 'detection') else s.ints('mask', every)
+    if s.type in ('region', 'detection') or 'mask' not in s: return every
+    anchors = len(s.floats('anchors')) // 2                   # -1 is the last one, as in the PyTorch readers
+    return [n + anchors if n < 0 else n for n in s.ints('mask')]
 
 def _head_shape(s, xs):
     "A head passes its map on; every anchor of its mask must exist."
     if s.type == 'detection':
         return (s.int('num', 1) * (5 + s.int('classes', 1)), s.int('side', 7), s.int('side', 7)), 0, 0
-    anchors = len(s.floats('anchors')) // 2
-    if max(head_anchor_ids(s)) >= anchors:
-        raise s.error(f'at least {max(head_anchor_ids(s)) + 1} anchors for its mask', anchors, 'anchors')
+    anchors, ids = len(s.floats('anchors')) // 2, head_anchor_ids(s)
+    if max(ids) >= anchors: raise s.error(f'at least {max(ids) + 1} anchors for its mask', anchors, 'anchors')
+    if min(ids) < 0: raise s.error(f'anchors from 0 to {anchors - 1} in its mask', min(ids), 'mask')
     return xs[0], 0, 0
 
 def _head_filters(s: _Section, n: int) -> int:
@@ -429,7 +439,8 @@ _SHAPE_RULES = dict(
     **dict.fromkeys(('dropout', 'silence', 'softmax', 'cost', 'activation', 'contrastive'),
                     lambda s, xs: (xs[0], 0, 0)))
 _UNSUPPORTED_SECTIONS = dict.fromkeys('rnn lstm gru crnn conv_lstm history'.split(), 'a recurrent network, no detector')
-_UNSUPPORTED_SECTIONS |= {'normalization': "AlexNet's, which no detector uses",
+_UNSUPPORTED_SECTIONS |= {'net': 'a second one: are these two cfgs in one file?',
+                          'normalization': "AlexNet's, which no detector uses",
                           'dwt': "YOLOR's wavelets, which no cfg uses"}
 
 # %% ../../nbs/network/07_cfg.ipynb #0913ae8b

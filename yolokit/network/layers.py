@@ -112,12 +112,14 @@ def _conv(layer):
 def _ste_sign(x): return torch.where(x > 0, torch.ones_like(x), -torch.ones_like(x))
 
 class _Xnor(Conv):
-    "A convolution of signs (XNOR-Net): mean(|W|)·sign(W) on sign(x)."
+    "A convolution of signs (XNOR-Net): mean(|W|)·sign(W) on sign(x); around the map lies −1, as in Darknet's bits."
     def linear(self, x):
         w, c = self.conv.weight, self.conv
         binary = (_ste_sign(w)*w.abs().mean((1, 2, 3), keepdim=True)).detach() + (w - w.detach())
         x = _ste_sign(x).detach() + ((y := x.clamp(-1, 1)) - y.detach())
-        return F.conv2d(x, binary, c.bias, c.stride, c.padding, c.dilation)
+        (py, px), (sy, sx) = c.padding, c.stride
+        x = F.pad(x, (px, px, py, py), value=-1. if sy == sx else 0.)   # unequal strides take another path there
+        return F.conv2d(x, binary, c.bias, c.stride, 0, c.dilation)
 
 # %% ../../nbs/network/08_layers.ipynb #b3f15f00
 class Deconv(Conv):

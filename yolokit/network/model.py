@@ -164,7 +164,8 @@ class Detector(nn.Module):
         self.to_empty(device='cpu')
         self.cfg, self.heads = cfg, [parse_head(cfg, plan, l) for l in plan if l.type in HEADS]
         if not self.heads: raise cfg.net.error('a detector, which has a [yolo] or its like', 'none')
-        self.size, self.stride = (cfg.net.int('width'), cfg.net.int('height')), max(h.stride for h in self.heads)
+        self.size = cfg.net.int('width'), cfg.net.int('height')
+        self.stride = max(_input_step(plan, self.size), *(h.stride for h in self.heads))
         # such a net has one size only
         self.fixed = [l for l in plan if l.type in ('connected', 'local', 'detection')]
         self.inputs, self.free = [l.inputs for l in plan], _last_uses(plan)
@@ -186,6 +187,18 @@ class Detector(nn.Module):
         return torch.cat([decode(m, h, logits) for m, h in zip(maps, self.heads, strict=True)], 1)
 
 # %% ../../nbs/network/09_model.ipynb #c0afe834
+def _input_step(plan: list, # of layers
+                size: tuple, # (w, h) of the input, pixels
+               ) -> int:
+    "Pixels of the input that are one cell of the deepest map: an input's sides must be multiples of it."
+    steps = {-1: 1}                                          # 0: no map of cells, as a mean over all of them
+    for l in plan:
+        steps[l.index] = 0
+        if not l.inputs or l.type in ('avgpool', 'connected', 'detection'): continue
+        before, now, old = l.in_shapes[0][1], l.shape[1], steps[l.inputs[0]]
+        steps[l.index] = old*round(before/now) if before >= now else old//round(now/before)
+    return max(s for s in steps.values() if s and not size[0] % s and not size[1] % s)
+
 def _resolve_class_names(detector, names): # -> (nc, names)
     "Class count and names; all heads and the names must agree."
     counts, f = sorted({h.nc for h in detector.heads}), detector.cfg.file

@@ -1,0 +1,110 @@
+"Files as people have them (shared/data/field/darknet): what each should do, and others of its kind."
+import warnings
+from pathlib import Path
+import numpy as np, pytest, torch
+from yolokit.core.files import project_root
+from yolokit.export.bundles import to_darknet
+from yolokit.export.compatibility import RUNTIMES, check_compatibility
+from yolokit.export.lowering import lower_to_darknet
+from yolokit.network.cfg import Cfg, CfgError
+from yolokit.network.model import Detector
+
+FIELD = project_root().parent/'shared/data/field/darknet'
+needs_field = pytest.mark.skipif(not FIELD.is_dir(), reason='no ../shared/data/field')
+
+HEAD = '''[net]
+width=64
+height=64
+channels=3
+[convolutional]
+filters={filters}
+size=3
+stride=2
+pad=1
+activation=linear
+{more}
+[yolo]
+{mask}
+anchors=10,14, 23,27, 37,58
+classes=2
+{num}
+'''
+
+def small(mask='mask=0,1,2', num='num=3', more='', filters=21):
+    return Cfg(HEAD.format(mask=mask, num=num, more=more, filters=filters), 'small.cfg')
+
+@pytest.mark.parametrize('mask,num', [('mask=0,1,2', 'num=2'), ('mask=0,1,2', ''), ('mask=1,2,-3', 'num=3'),
+                                      ('mask=-1,0,1', '')])
+def test_mask_beyond_num_is_found_by_every_target_and_written_right(mask, num):
+    cfg = small(mask, num)
+    for t in RUNTIMES: assert any(f.key == 'mask' for f in check_compatibility(cfg, t)), t
+    d = Detector(cfg).eval()
+    lowered = lower_to_darknet(d)[0]
+    s = lowered.cfg.sections[-1]
+    assert s['num'] == '3' and s.ints('mask') == [n % 3 for n in cfg.sections[-1].ints('mask')]
+    assert not [f for f in check_compatibility(lowered.cfg, 'darknet') if f.key == 'mask']
+    x = torch.rand(1, 3, 64, 64)
+    assert torch.allclose(lowered.decode(lowered(x)), d.decode(d(x)), atol=1e-4)
+
+def test_no_mask_is_beyond_num():
+    assert not [f for t in RUNTIMES for f in check_compatibility(small(), t) if f.key == 'mask']
+    with pytest.raises(CfgError, match='anchors from 0 to 2'): Detector(small('mask=-4,0,1'))
+
+@needs_field
+@pytest.mark.parametrize('name', ['08_num2', '08_no_num'])
+def test_field_num(name):
+    cfg = Cfg.read(FIELD/f'{name}.cfg')
+    assert all(any(f.key == 'mask' for f in check_compatibility(cfg, t)) for t in RUNTIMES)
+
+@needs_field
+def test_field_comma_in_a_comment():
+    cfg = Cfg.read(FIELD/'09_route_comment.cfg')
+    assert [f.line for f in check_compatibility(cfg, 'darknet') if 'comma' in f.found] == [23]
+    assert cfg.plan()[2].inputs == [1]
+    again = Cfg(str(cfg).replace('# was -1, 0', '# was -1 and 0'), 'x.cfg')
+    assert not [f for f in check_compatibility(again, 'darknet') if 'comma' in f.found]
+
+@needs_field
+def test_field_shortcut_from_a_wider_layer_leaves(tmp_path):
+    e = to_darknet(Detector(Cfg.read(FIELD/'07_shortcut_from_wider.cfg')).eval(), tmp_path)
+    assert max(c.maps for c in e.checks) < 1e-5 if hasattr(e, 'checks') else 'opencv' in str(e)
+
+def test_shortcut_from_a_narrower_layer_is_still_found():
+    text = str(small(more='[convolutional]\nfilters=12\nactivation=linear\n[convolutional]\nfilters=21\n'
+                          'activation=linear\n[shortcut]\nfrom=-2\n', filters=21))
+    assert [f for f in check_compatibility(Cfg(text, 'x.cfg'), 'darknet') if 'past the end' in f.found]
+
+def test_xnor_sees_minus_one_around_the_map():
+    d = Detector(small(more='xnor=1')).eval()
+    conv = d.layers[0]
+    with torch.no_grad():
+        conv.conv.weight.fill_(.5); conv.conv.bias.zero_()
+        y = conv(torch.ones(1, 3, 64, 64))
+    # 27 weights of .5 on signs: a corner at stride 2 sees 4 pixels of the picture and 5 of −1, in three channels
+    assert y[0, 0, 5, 5].item() == 13.5 and y[0, 0, 0, 0].item() == -1.5 and y[0, 0, 0, 5].item() == 4.5
+
+@needs_field
+def test_field_step_of_an_input_is_that_of_the_deepest_map():
+    d = Detector(Cfg.read(FIELD/'13_step.cfg')).eval()
+    assert d.stride == 4 and d.heads[0].stride == 2
+    assert d(torch.rand(1, 3, 68, 60))[0].shape[2:] == (34, 30)
+    with pytest.raises(ValueError, match='multiples of 4'): d(torch.rand(1, 3, 66, 60))
+
+@pytest.mark.parametrize('raw,word', [('utf-16', 'UTF-16'), ('utf-16-le', 'UTF-16'), ('utf-16-be', 'UTF-16'),
+                                      ('cr', 'lone CR'), ('net', 'second one')])
+def test_texts_that_are_no_cfg_are_named(tmp_path, raw, word):
+    f, text = tmp_path/'주차.cfg', str(small())
+    f.write_bytes(text.replace('\n', '\r').encode() if raw == 'cr' else (text + text).encode() if raw == 'net'
+                  else text.encode(raw))
+    with pytest.raises(CfgError, match=word): Detector(Cfg.read(f))
+
+@needs_field
+@pytest.mark.parametrize('name', sorted(p.stem for p in FIELD.glob('*.cfg')))
+def test_field_cfg_is_built_and_checked(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        cfg = Cfg.read(FIELD/f'{name}.cfg')
+    d = Detector(cfg).eval()
+    rows = d.decode(d(torch.zeros(1, d.cfg.net.int('channels'), 64, 64)))
+    assert np.isfinite(rows.detach().numpy()).all()
+    for t in RUNTIMES: check_compatibility(cfg, t)
