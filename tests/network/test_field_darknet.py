@@ -7,7 +7,10 @@ from yolokit.export.bundles import to_darknet
 from yolokit.export.compatibility import RUNTIMES, check_compatibility
 from yolokit.export.lowering import lower_to_darknet
 from yolokit.network.cfg import Cfg, CfgError
-from yolokit.network.model import Detector
+from yolokit.network.checkpoints import load_checkpoint
+from yolokit.network.model import Detector, state_hash
+from yolokit.network.pretrained import load_weights
+from yolokit.network.weights import WeightsError, read_weights, write_weights
 
 FIELD = project_root().parent/'shared/data/field/darknet'
 needs_field = pytest.mark.skipif(not FIELD.is_dir(), reason='no ../shared/data/field')
@@ -108,3 +111,95 @@ def test_field_cfg_is_built_and_checked(name):
     rows = d.decode(d(torch.zeros(1, d.cfg.net.int('channels'), 64, 64)))
     assert np.isfinite(rows.detach().numpy()).all()
     for t in RUNTIMES: check_compatibility(cfg, t)
+
+# weights and names
+
+BARE = FIELD/'01_variance.cfg'
+
+def fresh(tmp_path, name='parking', names='car\nbus\n', encoding='utf-8'):
+    "A folder with a small cfg, its weights and names."
+    d = Detector(small(), seed=3)
+    (tmp_path/f'{name}.cfg').write_text(str(d.cfg), encoding='utf-8')
+    write_weights(d, tmp_path/f'{name}.weights')
+    if names is not None: (tmp_path/f'{name}.names').write_bytes(names.encode(encoding))
+    return d, tmp_path/f'{name}.weights'
+
+@needs_field
+def test_field_variance_a_hair_below_zero():
+    d = Detector(Cfg.read(BARE)).eval()
+    read_weights(d, FIELD/'01_variance.weights')
+    assert min(d.layers[0].bn.running_var.tolist()) < 0
+    assert torch.isfinite(d(torch.rand(1, 3, 64, 64))[0]).all()
+
+@pytest.mark.parametrize('value,word', [(-1e-5, 'variance below zero'), (float('nan'), 'layer 0 .*NaN'),
+                                        (-9e-6, '')])
+def test_variances(tmp_path, value, word):
+    d = Detector(small(more='batch_normalize=1'))
+    d.layers[0].bn.running_var[3] = value
+    write_weights(d, tmp_path/'x.weights')
+    if not word: return read_weights(d, tmp_path/'x.weights')
+    with pytest.raises(WeightsError, match=word): read_weights(d, tmp_path/'x.weights')
+
+@needs_field
+def test_field_headers_and_stray_bytes():
+    d = Detector(Cfg.read(BARE))
+    r = read_weights(d, FIELD/'02_v000_seen8.weights')
+    assert r.seen == 64 and 'its header has 20 bytes' in r.summary()
+    assert read_weights(d, FIELD/'02_three_stray_bytes.weights').left == 3
+
+def test_a_short_header_under_a_new_version(tmp_path):
+    d, f = fresh(tmp_path)
+    raw = f.read_bytes()
+    f.write_bytes(raw[:12] + b'\x07\0\0\0' + raw[20:])
+    again = Detector(d.cfg)
+    r = read_weights(again, f)
+    assert r.seen == 7 and state_hash(again) == state_hash(d) and 'header has 16' in r.word
+    f.write_bytes(raw[:12] + raw[20:] + b'\0'*12)
+    with pytest.raises(WeightsError, match='too long'): read_weights(again, f)
+
+@needs_field
+def test_field_nan_is_named_with_its_layer():
+    with pytest.raises(WeightsError, match=r'layer \d.*NaN'): read_weights(Detector(Cfg.read(BARE)), FIELD/'14_nan.weights')
+
+@needs_field
+def test_field_counters_of_thop():
+    d = load_checkpoint(FIELD/'05_thop_total_ops.pt', cfg=FIELD/'04_yolov3-parking.cfg', )
+    assert torch.isfinite(d(torch.rand(1, 3, 64, 64))[0]).all()
+
+@needs_field
+@pytest.mark.parametrize('name', ['yolo_best.weights', 'yolo.backup', 'yolov4.conv.1'])
+def test_field_names_that_darknet_gives(name):
+    assert load_weights(FIELD/'12_best'/name).nc == 2
+
+@pytest.mark.parametrize('name', ['주차_best.weights', '주차_last.weights', '주차_10000.weights', '주차_final.weights',
+                                  '주차.backup', '주차.conv.1', '주차_last.weights.backup'])
+def test_names_that_darknet_gives(tmp_path, name):
+    d, f = fresh(tmp_path, '주차')
+    (tmp_path/'other.cfg').write_text(str(small('mask=0', filters=7)))
+    f.rename(tmp_path/name)
+    again = load_weights(tmp_path/name)
+    assert again.names == ['car', 'bus'] and state_hash(again) == state_hash(d)
+
+def test_two_other_cfgs_are_not_chosen_from(tmp_path):
+    _, f = fresh(tmp_path)
+    (tmp_path/'parking.cfg').rename(tmp_path/'a.cfg'); (tmp_path/'b.cfg').write_text(str(small()))
+    with pytest.raises(WeightsError, match='put parking.cfg beside'): load_weights(f)
+
+@needs_field
+def test_field_names():
+    assert load_weights(FIELD/'12_bom/parking.weights').names == ['car', 'bus']
+    assert load_weights(FIELD/'12_wrong_names/parking.weights').names == ['car', 'bus']
+    with pytest.raises(WeightsError, match='3 names.*classes=2'): load_weights(FIELD/'12_three_for_two/parking.weights')
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'cp949', 'utf-16'])
+def test_names_in_korean(tmp_path, encoding):
+    assert load_weights(fresh(tmp_path, names='승용차\r\n뷁\r\n', encoding=encoding)[1]).names == ['승용차', '뷁']
+
+def test_names_by_the_data_file(tmp_path):
+    _, f = fresh(tmp_path, names=None)
+    (tmp_path/'animals.names').write_text('cat\ndog\n')
+    assert load_weights(f).names == ['0', '1']                  # nobody says that animals.names is meant
+    (tmp_path/'parking.data').write_text('classes= 2\nnames = data/animals.names\n')
+    assert load_weights(f).names == ['cat', 'dog']
+    (tmp_path/'parking.data').write_text('names = data/none.names\n')
+    with pytest.raises(WeightsError, match='none.names'): load_weights(f)

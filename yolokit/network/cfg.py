@@ -187,6 +187,7 @@ def _decode_cfg(raw: bytes, file) -> str:
     if odd: raise CfgError(file, 1, '', 'a text in UTF-8 whose lines end in LF', f'{odd}: save it anew as such')
     return raw.decode('utf-8', 'surrogateescape')
 
+# %% ../../nbs/network/07_cfg.ipynb #a7f5c738
 @patch
 def problems(self: Cfg) -> list: # of str, each with file and line
     "What this cfg holds that no reader of the family would use."

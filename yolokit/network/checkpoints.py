@@ -44,7 +44,7 @@ class _ForeignLayer:
 def _foreign_layers(arrays: dict) -> list: # of _ForeignLayer; arrays: name → LazyTensor, in the order of the file
     "What a state dict consists of, in its order."
     groups, out, skipped = {}, [], {'anchors', 'anchor_grid', 'anchor_vec', 'anchor_wh', 'grid', 'stride',
-                                    'num_batches_tracked'}
+                                    'num_batches_tracked', 'total_ops', 'total_params'}     # thop's counters
     for k, a in arrays.items(): groups.setdefault(k.rpartition('.')[0], {})[k.rpartition('.')[2]] = a
     for name, g in groups.items():
         g = {k: a for k, a in g.items() if k not in skipped}
@@ -84,7 +84,10 @@ def _copy_foreign(detector, found: dict) -> Detector: # layer: _ForeignLayer
         for t, a in pairs:
             if a is None or tuple(t.shape) != a.shape:
                 raise UnsafeCheckpoint(f'{u.name}: {a}, where layer {i} needs {tuple(t.shape)}')
-            t.copy_(a.tensor())
+            t.copy_(numbers := a.tensor())
+            if n := int((~numbers.isfinite()).sum()):
+                raise UnsafeCheckpoint(f'{u.name} (layer {i}): {n:,} of {numbers.numel():,} numbers are NaN or '
+                                       f'infinite: the training diverged, take an earlier file')
     return detector
 
 def _cfg_folded_like(cfg: Cfg, found: list) -> Cfg: # found: of _ForeignLayer

@@ -146,7 +146,8 @@ def _init_weights(detector, seed=0, init='he'): # init: of INITS
         elif isinstance(getattr(m, 'weight', None), nn.Parameter): m.weight.fill_(1)     # a shortcut's
     for h in detector.heads:
         if h.kind == 'detection' or init == 'darknet': continue
-        b = detector.layers[h.conv].conv.bias.view(len(h.anchors), -1)
+        layer = detector.layers[h.conv]
+        b = (layer.conv.bias if layer.bn is None else layer.bn.bias).view(len(h.anchors), -1)
         b[:, h.box] += math.log(8/(640/h.stride)**2)
         b[:, h.box + 1:] += math.log(.6/(h.nc - (.99 if init == 'yolor' else .999999)))
 
@@ -164,8 +165,7 @@ class Detector(nn.Module):
         self.to_empty(device='cpu')
         self.cfg, self.heads = cfg, [parse_head(cfg, plan, l) for l in plan if l.type in HEADS]
         if not self.heads: raise cfg.net.error('a detector, which has a [yolo] or its like', 'none')
-        self.size = cfg.net.int('width'), cfg.net.int('height')
-        self.stride = max(_input_step(plan, self.size), *(h.stride for h in self.heads))
+        self.size, self.stride = _size_and_step(cfg, plan, self.heads)
         # such a net has one size only
         self.fixed = [l for l in plan if l.type in ('connected', 'local', 'detection')]
         self.inputs, self.free = [l.inputs for l in plan], _last_uses(plan)
@@ -187,17 +187,19 @@ class Detector(nn.Module):
         return torch.cat([decode(m, h, logits) for m, h in zip(maps, self.heads, strict=True)], 1)
 
 # %% ../../nbs/network/09_model.ipynb #c0afe834
-def _input_step(plan: list, # of layers
-                size: tuple, # (w, h) of the input, pixels
-               ) -> int:
-    "Pixels of the input that are one cell of the deepest map: an input's sides must be multiples of it."
+def _size_and_step(cfg: Cfg, plan: list, # of layers
+                   heads: list, # of Head
+                  ) -> tuple: # (w, h) of the input and the step that its sides must be multiples of, pixels
+    "A step is a cell of the deepest map, which need not be a head's."
+    w, h = cfg.net.int('width'), cfg.net.int('height')
     steps = {-1: 1}                                          # 0: no map of cells, as a mean over all of them
     for l in plan:
         steps[l.index] = 0
         if not l.inputs or l.type in ('avgpool', 'connected', 'detection'): continue
         before, now, old = l.in_shapes[0][1], l.shape[1], steps[l.inputs[0]]
         steps[l.index] = old*round(before/now) if before >= now else old//round(now/before)
-    return max(s for s in steps.values() if s and not size[0] % s and not size[1] % s)
+    deepest = max(s for s in steps.values() if s and not w % s and not h % s)
+    return (w, h), max(deepest, *(head.stride for head in heads))
 
 def _resolve_class_names(detector, names): # -> (nc, names)
     "Class count and names; all heads and the names must agree."

@@ -6,15 +6,15 @@
 __all__ = ['DARKNET', 'BACKBONES', 'list_pretrained', 'fetch', 'load_pretrained', 'load_weights', 'load_initial_weights']
 
 # %% ../../nbs/network/14_pretrained.ipynb #07459d92
-import difflib, os
+import difflib, os, re
 from pathlib import Path
-from ..core.files import project_root, resolve_path
+from ..core.files import decode_text, FormatError, project_root, resolve_path
 from ..core.download import fetch_into
 from ..core.console import log_line
 from . import zoo
 from .cfg import Cfg
 from .model import Detector
-from .weights import file_floats, read_weights, WeightsError
+from .weights import file_floats, guess_file_type, read_weights, WeightsError
 from .checkpoints import load_checkpoint, transfer_weights
 
 # %% ../../nbs/network/14_pretrained.ipynb #3fa64236
@@ -103,25 +103,58 @@ def load_pretrained(name: str) -> Detector: # no backbone: those are half a netw
     return d
 
 # %% ../../nbs/network/14_pretrained.ipynb #28db5f04
+def _find_cfg(path: Path) -> Path: # of weights -> of their cfg
+    "The cfg beside Darknet's weights: of their name, of the name that Darknet counted up from, or the only one there."
+    stem = re.sub(r'(\.weights|\.backup)+$', '', path.name)
+    stems = [stem, re.sub(r'(_best|_last|_final|_\d+)$|\.conv\.\d+$', '', stem)]
+    for s in stems:
+        if (cfg := path.parent/f'{s}.cfg').is_file(): return cfg
+    every = sorted(path.parent.glob('*.cfg'))
+    if len(every) != 1:
+        raise WeightsError(f'{path}: Darknet weights do not say what network they are of; put {stems[1]}.cfg beside '
+                           f'them' + f' (there are {len(every)} others)'*bool(every))
+    log_line(f'{path.name}: its cfg is taken to be {every[0].name}, the only one beside it')
+    return every[0]
+
+# %% ../../nbs/network/14_pretrained.ipynb #499f6cea
+def _find_names(cfg: Path, d: Detector) -> list | None: # of str; None: no file of names belongs to this cfg
+    "Class names from the file that `NAME.data` names, else from `NAME.names`; WeightsError for another number of them."
+    data, file = cfg.with_suffix('.data'), cfg.with_suffix('.names')
+    m = re.search(r'^\s*names\s*=\s*(.+?)\s*$', _text_of(data), re.M) if data.is_file() else None
+    if m:
+        places = [cfg.parent/m[1], cfg.parent.parent/m[1], cfg.parent/Path(m[1]).name]
+        file = next((p for p in places if p.is_file()), None)
+        if file is None: raise WeightsError(f'{data}: it names {m[1]}, which is neither beside it nor above')
+    if not file.is_file():
+        log_line(f'{cfg.name}: no {file.name} beside it, so its classes are called by their numbers')
+        return None
+    names = [n.strip() for n in _text_of(file).splitlines() if n.strip()]
+    if len(names) == d.nc: return names
+    raise WeightsError(f'{file}: {len(names)} names, but {cfg.name} has classes={d.nc}: one name a line, as many as '
+                       f'classes')
+
+def _text_of(path: Path) -> str:
+    "A small text file as Windows or Linux wrote it: UTF-8 with or without a mark, else CP949."
+    try: return decode_text(path.read_bytes(), path)[0]
+    except FormatError: return decode_text(path.read_bytes(), path, 'cp949')[0]
+
+# %% ../../nbs/network/14_pretrained.ipynb #4dff837c
 def load_weights(path,       # .pt, or .weights of Darknet
                  network='', # of .weights: a name of the zoo or a .cfg; '': the .cfg (and maybe .names) beside the file
                 ) -> Detector:
     "A detector from a file; WeightsError where there is none, or no cfg beside it."
     path = Path(path)
     if not path.is_file(): raise WeightsError(f'{path}: there is no such weights file')
-    if path.suffix != '.weights': return load_checkpoint(path)
-    if network:
-        d = Detector(zoo.load_cfg(network, 80) if network in zoo.names() else Cfg.read(resolve_path(network)))
-        # yolov4.conv.137.weights and its like hold the first layers only
-        read_weights(d, path, partial='.conv.' in path.name)
-        return d
-    cfg, names = path.with_suffix('.cfg'), sorted(path.parent.glob('*.names'))
-    if not cfg.is_file():
-        raise WeightsError(f'{path}: Darknet weights do not say what network they are of; put {cfg.name} beside them')
-    d = Detector(Cfg.read(cfg))
-    lines = [n for n in names[0].read_text(encoding='utf-8').splitlines() if n.strip()] if names else []
-    if len(lines) == d.nc: d.names = lines
-    log_line(read_weights(d, path).summary())
+    darknet = path.suffix in ('.weights', '.backup') or '.conv.' in path.name
+    if 'checkpoint' in (what := guess_file_type(path)) or what != 'Darknet weights' and not darknet:
+        return load_checkpoint(path)
+    if network in zoo.names(): d = Detector(zoo.load_cfg(network, 80))
+    else:
+        cfg = resolve_path(network) if network else _find_cfg(path)
+        d = Detector(Cfg.read(cfg))
+        d.names = _find_names(cfg, d) or d.names
+    # yolov4.conv.137 and its like hold the first layers only
+    log_line(read_weights(d, path, partial='.conv.' in path.name).summary())
     return d
 
 # %% ../../nbs/network/14_pretrained.ipynb #e352c6f9

@@ -79,11 +79,13 @@ class LoadReport:
     seen: int = 0     # images the network has been trained on
     implicit: bool = True # whether YOLOR's parameters are in the file
     left: int = 0     # bytes of the file behind the last tensor taken
+    word: str = ''    # what is odd about the file and was read all the same
     def count(self, how): return sum(r.how == how for r in self.rows)
     def summary(self):
         parts = [f'{self.count(h)} tensors {h} ({sum(r.bytes for r in self.rows if r.how == h):,} bytes)'
                  for h in dict.fromkeys(r.how for r in self.rows)]
-        return f'{self.title}: ' + ', '.join(parts + [f'{self.left:,} bytes left']*(self.left > 0))
+        parts += [f'{self.left:,} bytes left']*(self.left > 0) + [self.word]*bool(self.word)
+        return f'{self.title}: ' + ', '.join(parts)
     def __str__(self):
         lines = [f'{r.layer:5d} {r.kind:16s} {r.name:28s} {"×".join(map(str, r.shape)):>16s} '
                  f'{r.start if r.start >= 0 else "":>12} {r.bytes:>12,} {r.how} {r.note}'.rstrip() for r in self.rows]
@@ -154,7 +156,7 @@ def _match_bytes(detector, path, size, start, partial, rows): # -> (rows that ar
         out.append(TensorRecord(i, s.type, name, tuple(t.shape), -1 if short else at, n, 'missing'
                                 if short else 'read'))
         if not short: taken.append((i, s, name, t, at)); at += n
-    if at < size and not partial:
+    if size - at >= 4 and not partial:                      # less than a number is no tensor
         raise WeightsError(f'{path}: too long. The last layer, {rows[-1][0]} [{rows[-1][1].type}] (line '
                            f'{rows[-1][1].line} of {detector.cfg.file}), '
                            f'ends at byte {at:,}, the file at {size:,}: {size - at:,} bytes are '
@@ -169,6 +171,26 @@ def _read_into(f, t, at): # an open file, a tensor or view, its first byte in th
         f.readinto(memoryview(t.numpy().reshape(-1)).cast('B'))
     else: t.copy_(torch.from_numpy(np.fromfile(f, '<f4', t.numel())).view(t.shape))
 
+# %% ../../nbs/network/11_weights.ipynb #6dbf4e27
+def _reread_header(path, version: tuple, start: int) -> tuple: # seen, bytes of the header, a word
+    "A header of the other length than its version says: the file's size tells."
+    start = 36 - start
+    seen, = struct.unpack_from('<Q' if start == 20 else '<I', Path(path).open('rb').read(20), 12)
+    return seen, start, (f'its header has {start} bytes although version {".".join(map(str, version))} says '
+                         f'{36 - start}: read so, since the size is exact then')
+
+def _check_numbers(f, path, detector, i: int, s, name: str, t, at: int) -> None: # an open file; a row of `layout`
+    "WeightsError for NaN, infinity, or a variance so far below zero that Darknet's ε does not lift it."
+    f.seek(at)
+    x, where = np.fromfile(f, '<f4', t.numel()), f'layer {i} [{s.type}] (line {s.line} of {detector.cfg.file})'
+    if name == 'variance' and not np.isnan(x).any() and not (x > -1e-5).all():
+        raise WeightsError(f'{path}: {where} would get a variance below zero from byte {at:,}: the file belongs to '
+                           f'another cfg')
+    if n := int((~np.isfinite(x)).sum()):
+        raise WeightsError(f'{path}: {where}: {n:,} of {len(x):,} numbers of its {name} are NaN or infinite, from byte '
+                           f'{at:,}. The training diverged, or the file belongs to another cfg: take an earlier file.')
+
+# %% ../../nbs/network/11_weights.ipynb #dce4b561
 @torch.no_grad()
 def read_weights(detector, path,
                  partial=False, # take the complete layers of a file that is too short or too long
@@ -177,17 +199,17 @@ def read_weights(detector, path,
     version, seen, start = _read_header(path)
     size = os.path.getsize(path)
     tables = [layout(detector, max(version[:2]) > 1000, implicit) for implicit in (False, True)]
-    # YOLOR's own files leave implicit layers out
-    bare = start + 4*sum(t.numel() for *_, t in tables[0]) == size != start + 4*sum(t.numel() for *_, t in tables[1])
+    sizes = [4*sum(t.numel() for *_, t in table) for table in tables]
+    word, fits = '', [start + n <= size < start + n + 4 for n in sizes]
+    if not any(fits) and any(36 - start + n == size for n in sizes):            # the other of 16 and 20 bytes
+        seen, start, word = _reread_header(path, version, start)
+        fits = [start + n == size for n in sizes]
+    bare = fits == [True, False]                            # YOLOR's own files leave implicit layers out
     taken, rows, left = _match_bytes(detector, path, size, start, partial, tables[not bare])
     with open(path, 'rb') as f:
-        for i, s, name, t, at in taken:
-            if name == 'variance' and not (f.seek(at), np.fromfile(f, '<f4', t.numel()) >= 0)[1].all():
-                raise WeightsError(f'{path}: layer {i} [{s.type}] (line {s.line} of {detector.cfg.file}) would get a '
-                                   f'variance below zero, or none at all, from byte {at:,}: the file belongs to '
-                                   f'another cfg')
+        for row in taken: _check_numbers(f, path, detector, *row)
         for *_, t, at in taken: _read_into(f, t, at)
-    return LoadReport(f'{Path(path).name} → {detector.cfg.name}', rows, version, seen, not bare, left)
+    return LoadReport(f'{Path(path).name} → {detector.cfg.name}', rows, version, seen, not bare, left, word)
 
 # %% ../../nbs/network/11_weights.ipynb #b48ce987
 def write_weights(detector, path,
