@@ -18,7 +18,7 @@ from ..cleaning.prepare import load_prepared
 from ..cleaning.split import with_digests
 from ..training import runs
 from ..training.runs import Run
-from .config import resolve_weights
+from .config import choose_run, resolve_weights
 from .train import prepare_data, train, TrainConfig
 
 # %% ../../nbs/apps/85_capsule.ipynb #41e81657
@@ -165,7 +165,7 @@ def _make_capsule(name: str = '', # of a finished run; '' for the last one
                   with_data: bool = False, # the images too
                  ) -> Path: # the file
     "A run as one file; CapsuleError where it is not finished, or where the file is there already."
-    run = Run.open(name) if name else runs.latest_run('')
+    run = choose_run(name)
     if run is None: raise _CapsuleError('there is no finished run: name one with run=')
     if run.info['state'] != 'finished' or 'weights_sha256' not in run.info:
         raise _CapsuleError(f'run {run.name} is {run.info["state"]}: a capsule holds a finished one')

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ConfigError', 'parse_scalar', 'make_config', 'check_weights', 'resolve_weights', 'load', 'DetectConfig',
-           'detect_options', 'load_detector', 'resolve_data', 'load_data', 'report_folder', 'output_dir']
+           'detect_options', 'resolve_data', 'choose_run', 'load_detector', 'data_folder', 'load_data', 'report_folder',
+           'output_dir']
 
 # %% ../../nbs/apps/74_config.ipynb #5340804f
-import difflib, math, os, typing
+import difflib, math, os, time, typing
 from dataclasses import dataclass
 from pathlib import Path
 from ..core.files import numbered_dir, project_root, resolve_path
@@ -17,8 +18,8 @@ from ..network.model import Detector
 from ..network.pretrained import fetch, list_pretrained, load_pretrained, load_weights
 from ..data.shards import open_store
 from ..data.table import Table
-from ..cleaning.prepare import open_data
-from ..training.runs import latest_run, Run, runs_folder
+from ..cleaning.prepare import open_data, read_record
+from ..training.runs import finished_runs, Run, runs_folder
 from ..inference.detect import DetectError
 from ..inference.ensemble import Ensemble, load_model
 
@@ -92,7 +93,7 @@ def load(word: str, # a run's name, a path, or a published name
 @dataclass
 class DetectConfig:
     "What every app that detects can be asked."
-    run: str = '' # name of a run; empty: the last finished one
+    run: str = '' # name of a run; empty: the last one that a person made; best: the best on its data
     weights: str = '' # .pt or .weights instead of a run's best; several with commas between: an ensemble
     data: str = '' # prepared or raw data folder; empty: the run's
     conf: float = .001 # a score must be above it
@@ -119,6 +120,45 @@ def detect_options(c: DetectConfig) -> dict:
     return dict(size=(c.width, c.height), most=getattr(c, 'frames', 0)) | {k: getattr(c, k) for k in names}
 
 # %% ../../nbs/apps/74_config.ipynb #25048dc7
+def _on_data(run: Run, data: str) -> bool:
+    "Was the run trained on this folder, as it came or prepared?"
+    facts = run.info.get('data') or {}
+    words = [str(resolve_path(w)) for w in (facts.get('source'), facts.get('folder')) if w]
+    return data == facts.get('source') or str(resolve_path(data)) in words
+
+def _age(run: Run, now: float) -> str: # seconds since 1970
+    "How long ago a run ended, in words."
+    try: s = now - time.mktime(time.strptime(run.info['ended'], '%Y-%m-%d %H:%M:%S'))
+    except (KeyError, TypeError, ValueError): return 'some time ago'
+    for name, unit in (('day', 86400), ('hour', 3600), ('minute', 60)):
+        if s >= 2*unit: return f'{s//unit:.0f} {name}s ago'
+    return 'just now' if s < 60 else 'a minute ago'
+
+def resolve_data(data: str, # a path, or the address of a set that was prepared in shards
+                ) -> Path:
+    "The folder or file that a user names; FormatError where nothing usable is at an address."
+    return open_store(data) if '://' in data else resolve_path(data)
+
+# %% ../../nbs/apps/74_config.ipynb #99806010
+def choose_run(word: str, # its name; '': the last one that a person made; best: of the highest AP
+               data: str = '', # folder; its runs are looked at first
+              ) -> Run | None: # None where there is none
+    "The run that a word stands for, which is said; RunError where a named one is not there."
+    if word not in ('', 'best') or word and (runs_folder()/word).is_dir(): return Run.open(word)
+    made = finished_runs()
+    mine = [r for r in made if data and _on_data(r, data)] or made
+    if not mine: return None
+    score = lambda r: (r.info.get('result') or {}).get('AP') or 0.
+    facts = lambda r: (r.info.get('data') or {}).get('fingerprint')
+    run = max((r for r in mine if facts(r) == facts(mine[-1])), key=score) if word else mine[-1]
+    ap = (run.info.get('result') or {}).get('AP')
+    which = 'the best on its data' if word else 'the last one; -p run NAME takes another, -p run best the best'
+    if data and not _on_data(run, data): which += '; none was trained on these data'
+    reached = 'no AP' if ap is None else f'AP {ap:.3f}'
+    log_line(f'run: {run.name}, {reached}, finished {_age(run, time.time())} ({which})')
+    return run
+
+# %% ../../nbs/apps/74_config.ipynb #82ee6b86
 def load_detector(c: DetectConfig, # or another config with run, weights, device
                  ) -> tuple: # Run or None, Detector on its device
     "The detector that a config asks for; DetectError where nothing is named and there is no finished run."
@@ -127,7 +167,7 @@ def load_detector(c: DetectConfig, # or another config with run, weights, device
         words = [c.weights] if _find_weights(c.weights) else c.weights.split(',')
         file, *more = [resolve_weights(w.strip()) for w in words]
     else:
-        run = Run.open(c.run) if c.run else latest_run('')
+        run = choose_run(c.run, getattr(c, 'data', ''))
         if run is None: raise DetectError('there is no finished run yet: train first (`make train`), or name weights')
         file, more = run.folder/'weights'/'best.pt', []
     detector = Ensemble([load_weights(f) for f in (file, *more)]) if more else load_model(file)
@@ -136,16 +176,19 @@ def load_detector(c: DetectConfig, # or another config with run, weights, device
     log_line(f'weights: {os.path.relpath(file, project_root())}, {len(detector.names)} classes, input {w} x {h}')
     return run, detector
 
-def resolve_data(data: str, # a path, or the address of a set that was prepared in shards
-                ) -> Path:
-    "The folder or file that a user names; FormatError where nothing usable is at an address."
-    return open_store(data) if '://' in data else resolve_path(data)
+# %% ../../nbs/apps/74_config.ipynb #99a2666e
+def data_folder(facts: dict, # of a run: folder, fingerprint
+               ) -> Path:
+    "A run's prepared folder; where it was prepared anew since, the one that was moved aside."
+    folder = project_root()/facts['folder']
+    same = lambda p: read_record(p).get('fingerprint') == facts.get('fingerprint')
+    return folder if same(folder) else next(filter(same, folder.parent.glob(f'{folder.name}-old-*')), folder)
 
 def load_data(c: DetectConfig, # or another config with data
               run: Run | None, # whose data is meant where the config names none
              ) -> Table | None: # None where neither names any
     "The data that a config asks for: prepared, or as it is; DetectError where its folder is not there."
-    folder = resolve_data(c.data) if c.data else run and project_root()/run.info['data']['folder']
+    folder = resolve_data(c.data) if c.data else run and data_folder(run.info['data'])
     if not folder: return None
     if not folder.exists(): raise DetectError(f'{folder}: the data folder is not there')
     return open_data(folder)

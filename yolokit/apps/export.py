@@ -19,7 +19,7 @@ from .config import load_detector, output_dir
 @dataclass
 class ExportConfig:
     "The parameters of export.ipynb."
-    run: str = ''            # name of a run; empty: the last finished one
+    run: str = ''            # name of a run; empty: the last one that a person made; best: the best on its data
     weights: str = ''        # .pt, or .weights with its .cfg beside it, instead of a run's best
     to: str = 'darknet onnx deepstream' # targets, words
     width: int = 0           # of the network's input; 0: as its cfg says

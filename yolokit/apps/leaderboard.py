@@ -21,7 +21,8 @@ from ..evaluation import matching, metrics
 from ..evaluation.results import read_results, results_text, write_results
 from ..evaluation.leaderboard import (compare, csv_text, detection_settings, filter_rows, LeaderboardError,
                                             markdown, read_rows, recompute, sort_rows, to_html, write_record)
-from .config import DetectConfig, load_data, load_detector, resolve_data, resolve_weights
+from .config import (data_folder, DetectConfig, load_data, load_detector, resolve_data,
+                                 resolve_weights)
 
 # %% ../../nbs/apps/80_leaderboard.ipynb #bf45e927
 @dataclass
@@ -43,7 +44,7 @@ def evaluate_row(c: LeaderboardConfig) -> Run: # of stage 'judged'
     data = load_data(c, run)
     if data is None: raise LeaderboardError('no truth to judge by: name its folder or file with data=')
     truth = data.split(c.split) if c.split else data
-    data = resolve_data(c.data) if c.data else project_root()/run.info['data']['folder']
+    data = resolve_data(c.data) if c.data else data_folder(run.info['data'])
     where = os.path.relpath(data, project_root())
     if not len(truth): raise LeaderboardError(f'the split {c.split!r} of {where} has no boxes to judge by')
     if detector is None: found = read_results(resolve_path(c.predictions), truth)

@@ -212,6 +212,12 @@ class _TrainJob:
     team: World = World()
 
 # %% ../../nbs/apps/76_train.ipynb #3d160743
+def _stage_before(job: _TrainJob, stage: str) -> Run | None:
+    "The last run of a stage for these data and this network; one whose weights are gone where there is no other."
+    known = stage, job.facts['fingerprint'], cfg_sha256(job.cfg)
+    return runs.latest_run(*known) or runs.latest_run(*known, needs='run.json')
+
+# %% ../../nbs/apps/76_train.ipynb #c80ad667
 def _plan_stages(job: _TrainJob,
                  name: str, # of the stage
                  target: bool = True) -> None:
@@ -220,7 +226,7 @@ def _plan_stages(job: _TrainJob,
     recipe, start, after, parent = recipe_for(name, c, target), c.weights, None, None
     _check_start(job, recipe, start)
     if not c.weights and before:
-        parent = runs.latest_run(before, job.facts['fingerprint'], cfg_sha256(job.cfg))
+        parent = _stage_before(job, before)
         if parent:
             start, i = str(parent.folder/'weights/best.pt'), parent.info
             if not Path(start).is_file():
@@ -406,12 +412,12 @@ def _make_loader(job: _TrainJob, r: Recipe,
 # %% ../../nbs/apps/76_train.ipynb #7f8773b1
 def _time_steps(job: _TrainJob, r: Recipe, loader: Loader,
                ) -> float: # seconds an image; nan where there is not enough memory for a trial
-    "Time of three steps; the one before, which also starts the loader's processes, does not count."
+    "Time of five steps, the median; the one before, which also starts the loader's processes, does not count."
     detector = Detector(job.cfg, job.data.names, job.config.seed)
     t, times, batches = init_training(detector, r, job.dev, job.amp), [], endless_batches(loader, 0)
     with torch.random.fork_rng(devices=[]):
         try:
-            for batch in itertools.islice(batches, 4):
+            for batch in itertools.islice(batches, 6):
                 forward_loss(t, batch)[0].backward()
                 t.optimizer.step()
                 t.optimizer.zero_grad()
@@ -443,7 +449,7 @@ def _log_plan(job: _TrainJob,
         lines.append(f'{k}. {s.run.info["stage"]}, as {s.run.name}, from {_describe_start(s)}: {left} steps of '
                      f'{s.recipe.bs*accumulation(s.recipe)} images, about {_format_duration(took)}')
     lines.append(f'then its best weights are judged, and predictions, submission and report written; in all about '
-                 f'{_format_duration(whole + 15)}')
+                 f'{_format_duration(whole + 15)}{_busy()}')
     if c.until:
         left = _format_duration(job.stages[-1].plan.until - time.time())
         lines.append(f'deadline: {c.until}, in {left}; the steps are planned anew whenever their time changes')
@@ -462,6 +468,11 @@ def _forecast(job: _TrainJob, s: _StageRun,
     often = sum(is_evaluation_step(k, r, per) for k in range(done + 1, total + 1)) + 2
     images = r.bs*(batches_done(r, total, per) - batches_done(r, done, per))
     return total - done, seconds*(images + .5*often*n_val)
+
+def _busy() -> str: # '' where the machine has nothing else to do
+    "A word on the minutes of a plan that was made on a busy machine."
+    load = environment.foreign_load()
+    return f' (the machine is busy, load {load:.1f} on {os.cpu_count()} cores: idle, it needs less)' if load else ''
 
 def _append_lines(path, lines: list) -> None:
     "Lines for a log that is not shown yet."
@@ -585,9 +596,18 @@ def _judge_run(run: Run, detector: Detector, val: Table,
     return found, paths
 
 # %% ../../nbs/apps/76_train.ipynb #5878cd28
+def _begun_with(c: TrainConfig) -> prepare.Prepared | None:
+    "The prepared folder of a run that goes on, where it was moved aside."
+    facts = Run.open(c.resume).info.get('data') if c.resume else None
+    if not facts or not facts.get('folder'): return None
+    folder = config.data_folder(facts)
+    return prepare.Prepared(folder, prepare.read_record(folder)) if folder != project_root()/facts['folder'] else None
+
 def prepare_data(c: TrainConfig) -> tuple: # Table, dict of facts: source, fingerprint, folder, images, boxes
     "The data of a config, repaired and split; TrainError where its train split is empty."
-    p = prepare.prepare_if_needed(c.data, split=c.split, fix=c.fix)
+    # what was decided since a run began does not change its data
+    p = _begun_with(c) or prepare.prepare_if_needed(c.data, split=c.split, fix=c.fix,
+                                                    decisions=prepare.KEEP if c.resume else '')
     table = p.table
     facts = dict(source=c.data or 'the embedded parking lot', fingerprint=p.info['fingerprint'],
                  folder=os.path.relpath(p.folder, project_root()), images=table.n_images, boxes=len(table))
@@ -848,7 +868,8 @@ def _mark_failed(job: _TrainJob, e: BaseException) -> None:
             if s.run.info['state'] != 'finished':
                 s.run.update(state=state, error=f'{type(e).__name__}: {e}', ended=time.strftime('%Y-%m-%d %H:%M:%S'))
     made = [s.run for s in job.stages]
-    made[-1].say(f'{state}: {e or type(e).__name__}\n{_way_on(made)}')
+    if state == 'interrupted': made[-1].say(f'{e or "stopped"}; {_way_on(made)}')
+    else: made[-1].say(f'{state}: {e or type(e).__name__}\n{_way_on(made)}')
     raise e
 
 def _way_on(made: list, # of Run, in their order
@@ -857,8 +878,8 @@ def _way_on(made: list, # of Run, in their order
     now, last = next((r for r in made if r.info['state'] != 'finished'), made[-1]), made[-1].name
     if not now.trained:
         return f'nothing was trained yet: the same command begins anew, and the folder {now.name} is used again'
-    after = '' if now.name == last else f', or with resume={last} for what comes after it too'
-    return f'what was done is saved; it goes on with resume={now.name}{after}'
+    after = '' if now.name == last else f', or with -p resume {last} for what comes after it too'
+    return f'go on with -p resume {now.name}{after}'
 
 
 # %% ../../nbs/apps/76_train.ipynb #24f61d4c

@@ -56,10 +56,11 @@ def _repair_table(t: Table, out: Path, # the folder being made
                  ) -> tuple[Table, dict]: # what was found and done
     "Check, plan, decide, apply; findings, plan and journal go to out/repair."
     said = repair.load_decisions(decisions)
+    (out/'repair').mkdir(parents=True)
+    if decisions: shutil.copyfile(decisions, out/'repair/decisions.json')
     findings = checks.check(t, answers=repair.reading_answers(said))
     plan = repair.plan(findings).decide(said)
     t, journal = repair.apply(t, plan)
-    (out/'repair').mkdir(parents=True)
     for name, x in (('findings', findings), ('plan', plan), ('journal', journal)): x.save(out/'repair'/f'{name}.json')
     kept = np.setdiff1d(np.arange(journal.n_images), [e['image'] for e in journal.of('merge-image')])
     size = np.where(findings.wh[kept] > 0, findings.wh[kept], np.stack([t.images['width'], t.images['height']], 1))

@@ -189,10 +189,24 @@ def _whole(data: bytes, kind: str) -> bool:
         i += 1 if data[i+1] == 0xFF else 2 + int.from_bytes(data[i+2:i+4], 'big')
     return data.rfind(b'\xff\xd9', i) >= 0         # from the end, where it is
 
+# %% ../../nbs/core/01_images.ipynb #b7e1f6ef
+def _deep(data: bytes) -> np.ndarray | None:
+    "A picture in the numbers that its file holds; None where nobody can read it."
+    try: return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    except Exception: return None # cv2.error, MemoryError
+
+def _brighten(rgb: np.ndarray, # (H, W, 3) uint8, what is left of 16 bits
+              data: bytes) -> np.ndarray: # (H, W, 3) uint8
+    "A camera's 12 bits in a file of 16, whose upper four are empty."
+    deep = _deep(data)
+    if deep is None or deep.dtype != np.uint16 or not 255 < deep.max() < 4096: return rgb
+    deep = (deep >> 4).astype(np.uint8)
+    return deep[..., 2::-1] if deep.ndim == 3 else np.repeat(deep[..., None], 3, 2)
+
 # %% ../../nbs/core/01_images.ipynb #cbb64824
 def read_image(path, # image file; any name, Korean too
               ) -> np.ndarray: # (H, W, 3) uint8 RGB
-    "The picture as a viewer shows it: turned as EXIF says, grey repeated, alpha dropped, 16 bits cut to 8."
+    "The picture as a viewer shows it: turned as EXIF says, grey repeated, alpha dropped, 16 or 12 bits cut to 8."
     data = read_bytes(path)
     _, kind, turn = _header(BytesIO(data), path)
     if not _whole(data, kind):
@@ -201,7 +215,11 @@ def read_image(path, # image file; any name, Korean too
     except Exception as e: # cv2.error, MemoryError
         raise ImageError(f'{path}: cannot be decoded: {getattr(e, "err", type(e).__name__)}') from None
     if rgb is None:
+        if (deep := _deep(data)) is not None:
+            raise ImageError(f'{path}: a {kind} of {deep.dtype} numbers from {np.nanmin(deep):g} to '
+                             f'{np.nanmax(deep):g}, which is no picture yet: write it with 8 or 16 bits a value')
         raise ImageError(f'{path}: a {kind} that cannot be decoded ({len(data)} bytes); copy it again or remove it')
+    if kind in ('PNG', 'TIFF') and rgb.max() <= 16: rgb = _brighten(rgb, data)
     return np.ascontiguousarray(_EXIF_ORIENTATIONS[turn](rgb))
 
 # %% ../../nbs/core/01_images.ipynb #f5656908

@@ -183,7 +183,8 @@ def read_rows(folder=None, # where runs lie; None: runs
     folder, out = runs.runs_folder(folder), []
     for p in sorted([*folder.glob('*/judged.json'), *folder.glob('*/*/judged.json')]):
         try: out.append(_read_row(p, folder))
-        except (ValueError, KeyError, TypeError) as e:
+        except FileNotFoundError: continue             # a run that is being removed
+        except (OSError, ValueError, KeyError, TypeError) as e:
             log_line(f'{p.parent.name}: judged.json cannot be read ({type(e).__name__}: {e}), passed over')
     return _rank_rows(out)
 

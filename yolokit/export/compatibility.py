@@ -230,6 +230,7 @@ def _is_dilated(s): return s.int('dilation', 1) > 1 and s.int('size', 1) > 1
 def _unequal_strides(s):
     return any(k in s and s.int(k) > 0 and s.int(k) != s.int('stride', 1) for k in ('stride_x', 'stride_y'))
 def _wrong_anchor_count(s): return 'anchors' in s and len(s.floats('anchors')) != 2 * s.int('num', 1)
+def _mask_beyond_num(s): return 'mask' in s and not 0 <= min(m := s.ints('mask')) <= max(m) < s.int('num', 1)
 def _other_epsilon(s):
     return s.float('eps', 1e-5) != 1e-5 and (s.type == 'batchnorm' or s.int('batch_normalize', 0))
 def _odd_pool_padding(s): return 'padding' in s and s.int('padding') != s.int('size', s.int('stride', 1)) - 1
@@ -325,7 +326,14 @@ _RULES += [
 ]
 
 # %% ../../nbs/export/64_compatibility.ipynb #f49e5510
+_MORE_THAN_NUM = 'mask={} asks for more anchors than `num` says (1 where it is absent)'
+_LAST_ANCHOR = 'Set num to half the anchors and write masks from 0 to num − 1, as lowering does.'
 _RULES += [
+    _Rule('darknet deepstream', 'silent', 'yolo Gaussian_yolo', 'mask', _mask_beyond_num,
+          _MORE_THAN_NUM + ': it reads beside the anchors', _LAST_ANCHOR),
+    _Rule('opencv', 'rejected', 'yolo Gaussian_yolo', 'mask', _mask_beyond_num, _MORE_THAN_NUM, _LAST_ANCHOR),
+    _Rule('onnx tensorrt', 'ignored', 'yolo Gaussian_yolo', 'mask', _mask_beyond_num,
+          _MORE_THAN_NUM + ': the anchors are counted instead, -1 is the last one', _LAST_ANCHOR),
     _Rule('opencv', 'rejected', 'yolo region', 'anchors', _wrong_anchor_count, 'anchors: their number must be 2 × num',
           'Set num.'),
     _Rule('opencv', 'rejected', 'yolo', '', _is_disabled('mask'), 'no `mask`', 'Write mask=0,1,…'),
@@ -408,6 +416,10 @@ def _key_findings(s, e, # a section, an entry of it
     elif target == 'opencv' and e.key in _OPENCV_READS and (f := s.entry(e.key)).value != e.value:
         found = f'`{e.key}={e.value}`: it takes the last one, Darknet `{f.value}` of line {f.line}'
         yield e.line, s.type, e.key, found, 'silent', 'Delete this line.'
+    comma = ',' in line[e.span[1]:] and e.key in ('layers', 'from')
+    if target == 'darknet' and comma:                                   # parse_route, parse_shortcut count every comma
+        found = f'a comma in the comment behind `{e.key}=`: it counts as one more layer'
+        yield e.line, s.type, e.key, found, 'silent', 'Move the comment to a line of its own.'
     if target == 'deepstream' and line.startswith(' '):
         yield e.line, s.type, e.key, 'a line that begins with a blank is skipped', 'silent', 'Take the blank away.'
 
@@ -536,7 +548,7 @@ def _misread_joints(plan: list, l, s, x): # a layer, its section, its first inpu
             yield s.line, s.type, '', found, 'silent', 'Put a layer between.'
     if l.type != 'shortcut' or len(l.inputs) != 2: return
     y = l.in_shapes[1]
-    if y != x and plan[l.inputs[1]].in_shapes[:1] == [x]:
+    if y[0] < x[0] and plan[l.inputs[1]].in_shapes[:1] == [x]:        # a wider one gives its first channels: right
         found = f'a source of {y[0]} channels whose own input has {x[0]}: it reads {x[0]} of them, past the end'
         yield s.line_of('from'), s.type, 'from', found, 'silent', 'Pad the source to as many channels.'
 
@@ -550,8 +562,10 @@ def _deepstream_findings(cfg: Cfg, plan: list): # yields (line, section, key, fo
     for l, js, shape in zip(plan, p.inputs, p.shapes):
         if shape is None or l.type == 'dropout': continue
         if js != l.inputs:
-            found = f'it reads layers {js} instead of {l.inputs}: [dropout] leaves no tensor'
-            yield l.section.line, l.type, '', found, 'silent', 'Take every [dropout] out and renumber.'
+            found, remedy = f'it reads layers {js} instead of {l.inputs}', 'Take every [dropout] out and renumber.'
+            if len(js) == len(l.inputs): found += ': [dropout] leaves no tensor'
+            else: found, remedy = f'{found}: it counts a comma of the comment', 'Move the comment to a line of its own.'
+            yield l.section.line, l.type, '', found, 'silent', remedy
         elif shape != l.shape:
             found = f'it makes {_size_text(shape)} of it instead of {_size_text(l.shape)}'
             yield l.section.line, l.type, '', found, 'silent', 'Take sizes it pads alike: odd kernels, even maps.'

@@ -10,7 +10,7 @@ import copy
 from dataclasses import dataclass, field
 import torch
 from torch import nn
-from ..network.cfg import HEADS, Cfg, CfgError, conv_params
+from ..network.cfg import HEADS, Cfg, CfgError, conv_params, head_anchor_ids
 from ..network.layers import Connected, Conv
 from ..network.model import Detector
 
@@ -65,8 +65,13 @@ def _nodes_of(detector: Detector) -> list: # of _Node, in the cfg's order
         elif isinstance(m, Connected): _connected_node(n, m)
         else: n.state = {k: t.detach().double() if t.is_floating_point() else t for k, t in m.state_dict().items()}
         if n.kind != 'convolutional': n.act = n.keys.get('activation', 'linear')
+        if 'anchors' in keys and n.kind in ('yolo', 'Gaussian_yolo'): n.keys |= _anchor_keys(l.section)
         nodes.append(n)
     return nodes
+
+def _anchor_keys(s) -> dict: # a head's section
+    "`num` as the anchors are, `mask` written out: Darknet reads both as they stand, past the end where they are wrong."
+    return dict(num=len(s.floats('anchors'))//2, mask=','.join(map(str, head_anchor_ids(s))))
 
 # %% ../../nbs/export/63_lowering.ipynb #bd8620df
 _POINTERS = {'route': 'layers', 'shortcut': 'from', 'sam': 'from', 'scale_channels': 'from'}
