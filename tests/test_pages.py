@@ -110,7 +110,8 @@ def report(folder, name): # a run's report.ipynb
 
 COUNT = '''(() => { const on = [...document.querySelectorAll('*')].filter(e => [...e.attributes].some(a =>
  a.name.startsWith('on') || /^\\s*javascript:/i.test(a.value)));
- const odd = [...document.querySelectorAll('table')].filter(t => new Set([...t.rows].map(r => r.cells.length)).size > 1);
+ const odd =
+  [...document.querySelectorAll('table')].filter(t => new Set([...t.rows].map(r => r.cells.length)).size > 1);
  return [window.pwned || 0, on.map(e => e.outerHTML.slice(0, 300)), odd.map(t => t.outerHTML.slice(0, 500)),
  document.querySelectorAll('table').length] })()'''
 

@@ -128,7 +128,8 @@ def test_pictures_that_nobody_looked_at_are_not_accused(known, capsys):
     whole = label_errors.rank_where_looked(bad, seen.keep(looked[seen.boxes['image']]), looked if known else None)
     assert 'on 33 of 100 pictures' in capsys.readouterr().out and len(whole) == len(alone) > 0
     assert looked[whole.rows['image']].all()
-    a, b = (sorted(zip(f.rows['reason'], f.table.images['file'][f.rows['image']], f.rows['evidence'])) for f in (alone, whole))
+    a, b = (sorted(zip(f.rows['reason'], f.table.images['file'][f.rows['image']],
+                       f.rows['evidence'])) for f in (alone, whole))
     assert a == b
     on = whole.rows['box'] >= 0
     assert (bad.boxes['image'][whole.rows['box'][on]] == whole.rows['image'][on]).all()

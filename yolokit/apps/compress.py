@@ -348,7 +348,8 @@ def _summary_table(rows: list, parent: str, score: str) -> str: # a Markdown tab
     "The family side by side, best first; shares are of the parent."
     p = next(r for r in rows if r['name'] == parent)
     def share(r, k): return f'{r[k]/p[k]:.3f}' if r.get(k) and p.get(k) else ''
-    lines = [f'| {escape_markdown(r["name"])} | {r["score"]:.4g} | {r["AP"]:.3f} | {r["AP50"]:.3f} | {share(r, "params")} | '
+    lines = [f'| {escape_markdown(r["name"])} | {r["score"]:.4g} | {r["AP"]:.3f} | {r["AP50"]:.3f} | '
+             f'{share(r, "params")} | '
              f'{share(r, "macs")} | {share(r, "mb")} | {r["ms"] or ""} |' for r in rows]
     return '\n'.join([f'| run | {score} | AP | AP50 | parameters | MACs | file | ms |',
                       '|---|---|---|---|---|---|---|---|', *lines])

@@ -110,7 +110,8 @@ class _Crossval:
         ends = {k: '{:.3f} to {:.3f}'.format(*n['interval'][k]) for k in METRICS}
         rows = ''.join(f'| {k} | {n[k]:.3f} | {ends[k]} |\n' for k in METRICS)
         each = ', '.join(f'{v:.3f}' for v in n['folds'])
-        return (f'{escape_markdown(self.run.name)}: {self.truth.n_images} images, each judged by a detector that has not seen it\n\n'
+        return (f'{escape_markdown(self.run.name)}: {self.truth.n_images} images, each judged by a detector that has '
+                f'not seen it\n\n'
                 f'| | out of fold | 95 % of the draws |\n|---|---|---|\n{rows}\n'
                 f'AP of the folds: {each}; standard deviation {n["spread"]:.3f}. '
                 f'Labels that the detectors doubt: {len(self.findings)}, in label-errors.json. '

@@ -283,4 +283,5 @@ def markdown_table(rows: dict) -> str: # name -> dict; Markdown
     "Rows as a table."
     heads = list(next(iter(rows.values())))
     return '\n'.join([f'| | {" | ".join(heads)} |', '|---'*(len(heads) + 1) + '|',
-                      *(f'| {escape_markdown(k)} | {" | ".join(map(escape_markdown, r.values()))} |' for k, r in rows.items())])
+                      *(f'| {escape_markdown(k)} | {" | ".join(map(escape_markdown, r.values()))} |'
+                        for k, r in rows.items())])

@@ -332,7 +332,8 @@ def html(self: Inspector) -> str:
              f'<span class="yk-said yk-{said[:6]}">{said}</span> · {len(self.by)} decisions so far'
              + (f', {self.others} of them changed by another inspector' if self.others else ''))
     means = escape_html(FINDING_TYPES[r['reason'][k]][3])
-    return f'{first}<br>{means}: {seen}' + ''.join(f' · {l}' for l in file) + (f' · {escape_html(split)}' if split else '')
+    return f'{first}<br>{means}: {seen}' + ''.join(f' · {l}' for l in file) + (f' · {escape_html(split)}'
+                                                                               if split else '')
 
 # %% ../../nbs/cleaning/33_inspector.ipynb #a187d790
 @patch
@@ -575,7 +576,8 @@ def _svg_box(self: Inspector, n: str, xyxy: tuple, c: int, # name, px, class
     "A box of the image, with its class written above where it is selected or the finding's."
     (x0, y0, x1, y1), (w, h), own = xyxy, wh, f'b{self.shown.rows["box"][self.row]}'
     drawn = n[0] != 'b' or ('by-hand', int(n[1:])) in self.by
-    rgb, name = RED if n == own else GREEN if drawn else class_color(c), escape_html(normalize_name(self.table.names[c]))
+    rgb, name = (RED if n == own else GREEN if drawn else class_color(c),
+                 escape_html(normalize_name(self.table.names[c])))
     x, y = float(np.clip(x0, -w, 2*w)), float(np.clip(y0, -h, 2*h))
     at = f'x="{x:.2f}" y="{y:.2f}" width="{np.clip(x1 - x, .01, 3*w):.2f}" height="{np.clip(y1 - y, .01, 3*h):.2f}"'
     style = 'yk-box yk-sel' if n == self.sel else 'yk-box'

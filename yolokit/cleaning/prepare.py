@@ -119,7 +119,8 @@ def _summary(info: dict) -> str: # markdown
     head = '| class | ' + ' | '.join(c) + ' |\n|---|' + '---:|'*len(c) + '\n'
     body = '\n'.join(f'| {n} | ' + ' | '.join(map(str, v)) + ' |' for n, v in rows)
     found = ', '.join(f'{n} {k}' for k, n in done.get('found', {}).items()) or 'nothing'
-    left = ', '.join(escape_markdown(f'{x["file"]} ({x["why"]})') for x in left_out[:3]) + (' ...' if len(left_out) > 3 else '')
+    left = ', '.join(escape_markdown(f'{x["file"]} ({x["why"]})') for x in left_out[:3]) + (' ...' if len(left_out) > 3
+                                                                                            else '')
     tail = [f'Found: {found}.',
             f'Boxes changed: {done.get("changed", 0)}; waiting for a person: {done.get("asked", 0)}.',
             f'Pictures left out: {len(left_out)}{": " + left if left else ""}; '

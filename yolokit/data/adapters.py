@@ -115,6 +115,7 @@ def _record_spans(text: str, a: int, # where a valid list begins
         spans.append((i, scan_json_value(text, i, where)[1]))
         i = spans[-1][1]
 
+# %% ../../nbs/data/17_adapters.ipynb #c94fb780
 def _find_coco_places(s: AnnotationFile) -> None:
     "Where COCO's images and annotations stand."
     s.images, s.boxes, text = [], [], s.text

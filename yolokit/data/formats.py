@@ -212,6 +212,7 @@ def _is_as_read(t: Table, rows: np.ndarray, # of boxes, all of this source
     if 'polygon' in t.boxes: same &= np.array([p is None for p in t.boxes['polygon'][rows]], bool)
     return same
 
+# %% ../../nbs/data/21_formats.ipynb #4094de97
 def _coco_annotations(t: Table, raws: list, ids: list, # of each box: the record it came from, or None; its new id
                       image_ids: list) -> list[dict]:
     "The entries of `annotations`."
@@ -272,6 +273,7 @@ def _coco_rewritten(s: AnnotationFile, t: Table, rows: list, # of images, all of
     mine = np.flatnonzero(np.isin(t.boxes['image'], rows))
     return apply_edits(s.text, edits + _annotation_edits(s, _coco_texts(s, t, mine, ids)))
 
+# %% ../../nbs/data/21_formats.ipynb #f1a25b51
 def _coco_texts(s: AnnotationFile, t: Table, mine: np.ndarray, # rows of boxes
                 ids: dict) -> list[tuple]: # class -> the file's id; (slot or -1, text or None: as it is)
     "The text of each annotation."

@@ -140,6 +140,7 @@ def _each_box(rows: list, first: int, # annotations; the number of the first
             aside.append((i, False))
     return boxes
 
+# %% ../../nbs/data/20_layouts.ipynb #c6b0adc5
 def _usual_boxes(rows: list, first: int, where: str, row: dict, cat: dict) -> dict: # columns
     "The same of annotations that hold what COCO's do, a column at a time; an error where one does not."
     at, kind, ids, box = ([a[k] for a in rows] for k in ('image_id', 'category_id', 'id', 'bbox'))

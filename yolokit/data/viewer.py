@@ -165,7 +165,8 @@ def show_predictions(truth: Table, detections: Table, # matched by image id
     for ax in axs.flat: ax.axis('off')
     for (a, b), i in zip(axs, rows):
         left, right, t, h = _pair(truth, detections, i, at.get(truth.images['id'][i], -1), conf)
-        a.imshow(left); a.set_title(f'{plot_text(truth.images["file"][i])}: {t.sum()} of {len(t)} found', fontsize=8, loc='left')
+        a.imshow(left)
+        a.set_title(f'{plot_text(truth.images["file"][i])}: {t.sum()} of {len(t)} found', fontsize=8, loc='left')
         b.imshow(right); b.set_title(f'{h.sum()} right, {(~h).sum()} wrong, score ≥ {conf:g}', fontsize=8, loc='left')
     plt.close(fig)
     return fig

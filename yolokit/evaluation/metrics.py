@@ -111,7 +111,8 @@ class _Result(dict):
         head += _markdown_row(f'{self[k]:.3f}' for k in COCO_METRICS)
         rows = _markdown_row(('class', 'truth', 'detections', *columns)) + '|:--' + '|--:'*9 + '|\n'
         for name, c in self['per_class'].items():
-            rows += _markdown_row([escape_markdown(name), str(c['truth']), str(c['detections']), *(show(c[k]) for k in columns)])
+            rows += _markdown_row([escape_markdown(name), str(c['truth']), str(c['detections']),
+                                   *(show(c[k]) for k in columns)])
         said = ''.join(f'- {escape_markdown(n)}\n' for n in self['notes'])
         return f'{head}\n{rows}\n{said}\n{self["backend"]}'
 

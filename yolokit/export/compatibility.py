@@ -423,6 +423,7 @@ def _key_findings(s, e, # a section, an entry of it
     if target == 'deepstream' and line.startswith(' '):
         yield e.line, s.type, e.key, 'a line that begins with a blank is skipped', 'silent', 'Take the blank away.'
 
+# %% ../../nbs/export/64_compatibility.ipynb #2c38452b
 def _line_findings(cfg: Cfg, target: str): # yields (line, section, key, found, effect, remedy)
     "Lines that mean something else to a target, or nothing."
     text, lines, first = cfg.text, cfg.text.split('\n'), cfg.sections[0].line if cfg.sections else 1
