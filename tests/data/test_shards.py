@@ -24,6 +24,8 @@ def root(tmp_path_factory):
         images.write_image(root/f'raw/images/train/주차장 {k:02d}.png', g.integers(0, 255, (140 + k, 200, 3), np.uint8))
         (root/'raw/labels/train').mkdir(parents=True, exist_ok=True)
         (root/f'raw/labels/train/주차장 {k:02d}.txt').write_text(f'{k % 2} .5 .5 .{k % 4 + 2} .4\n')
+    first = (root/'raw/images/train/주차장 00.png').read_bytes()           # a copy: equal lengths make the checks hash
+    (root/'raw/images/train/주차장 01.png').write_bytes(first)
     (root/'raw/data.yaml').write_text('path: .\ntrain: images/train\nnames: [차, 사람]\n', encoding='utf-8')
     prepare(root/'raw', root/'files', val=.25)
     prepare(root/'raw', root/'tars', val=.25, shards='1MB')

@@ -7,7 +7,7 @@ __all__ = ['FINDING_TYPES', 'MODEL_FINDINGS', 'make_findings', 'Findings', 'to_r
            'save_strict_json', 'overlapping_pairs', 'augmentation_stem', 'video_frame', 'normalize_class_name', 'check']
 
 # %% ../../nbs/cleaning/30_checks.ipynb #5b3ea813
-import dataclasses, json, os, re, unicodedata
+import dataclasses, hashlib, json, os, re, unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
@@ -441,6 +441,10 @@ def _twin_findings(reason: str, i: list, a: list, text: list) -> dict: # rows in
     return make_findings(reason, i, text, other=a, certain=certain)
 
 # %% ../../nbs/cleaning/30_checks.ipynb #3223c1b3
+def _digest(path: str) -> str:
+    "The sha256 of a picture, wherever it is."
+    return sha256(path) if (data := read_elsewhere(path)) is None else hashlib.sha256(data).hexdigest()
+
 def _check_duplicate_images(t: Table, seen: list # of `_probe_image`
                            ) -> list: # of columns
     "Byte-identical files, one file under several ids, names that are equal after normalisation."
@@ -453,7 +457,7 @@ def _check_duplicate_images(t: Table, seen: list # of `_probe_image`
         same = a != i and _same_boxes(t, a, i)
         if {split[a], split[i]} == {'train', 'val'}: reason = 'leak'
         if a == i and length[i] and often[length[i]] > 1 and (digest is None or digest[i]):
-            a = first.setdefault(('bytes', digest[i] if digest is not None else sha256(path[i])), i)
+            a = first.setdefault(('bytes', digest[i] if digest is not None else _digest(path[i])), i)
             same = a != i and _same_boxes(t, a, i)
             if a != i: reason = 'leak' if split[a] != split[i] else 'identical-images' if same else 'conflict'
         text = f'{files[a]} ({split[a] or "no split"}) with {"the same" if same else "other"} boxes'
@@ -483,7 +487,8 @@ def video_frame(file: str, # name of an image
 def _gray_thumbnail(path) -> np.ndarray: # (256,) of mean 0 and length 1; zeros where it cannot be read
     "A thumbnail of 16 × 16 cells, normalised, for a correlation."
     try:
-        with open_regular(path) as f, Image.open(f) as im:
+        data = read_elsewhere(path)
+        with open_regular(path) if data is None else BytesIO(data) as f, Image.open(f) as im:
             im.draft('L', (64, 64)) # a JPEG is decoded at an eighth of its size
             v = np.asarray(im.convert('L').resize((16, 16), Image.Resampling.BOX), float).ravel()
     except Exception: return np.zeros(256) # whatever a decoder makes of it
