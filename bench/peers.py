@@ -1,6 +1,6 @@
-"""Side by side with YOLOv5: a training step and a loader, each side in a process of its own, taking turns in one run.
+"""Side by side with YOLOv5: a training step, a loader and detection from a folder, each side in a process of its own, taking turns in one run.
 
-    python bench/peers.py ~/yolov5-v6.1 --python ~/venv-with-pandas/bin/python [--only step|loader] [--turns 7]
+    python bench/peers.py ~/yolov5-v6.1 --python ~/venv-with-pandas/bin/python [--only step|loader|detect] [--turns 7]
 
 The checkout (v6.1 or master) is the reader's own; nothing of it is here. Figures are CPU time, medians; one thread
 each.
@@ -138,6 +138,95 @@ def ours_loader(data, near):
     return loader.Loader(read(data, 'yolo'), (640, 640), BATCH, 0, replace(AUGMENT_LOW, near=near), workers=1, cache='')
 
 
+# Detection from a folder: the same weights, 640 × 640, one picture after the other or in batches
+
+PICTURES = 16
+
+def make_weights(path, to):
+    "yolov5n with heads that answer: some boxes above .25, some thousands of pairs above .001; folded statistics too."
+    import torch
+    open_peer(path)
+    from models.yolo import Model
+    torch.manual_seed(0)
+    m = Model(f'{path}/models/yolov5n.yaml', ch=3, nc=80).train()
+    with torch.no_grad():
+        for _ in range(20): m(torch.rand(4, 3, 160, 160))
+        m.eval()
+        head, seen = m.model[-1], {}
+        for k, c in enumerate(head.m): c.register_forward_hook(lambda c, i, y, k=k: seen.__setitem__(k, y))
+        m(torch.rand(1, 3, 640, 640))
+        for k, c in enumerate(head.m):
+            y = seen[k].transpose(0, 1).flatten(1)
+            want = torch.tensor([[0., .5]]*2 + [[-.5, .5]]*2 + [[-11., 3.]] + [[-5., 2.]]*80).repeat(3, 1)
+            scale = want[:, 1]/y.std(1).clamp(min=1e-6)
+            c.weight *= scale[:, None, None, None]
+            c.bias.copy_(want[:, 0] - (y.mean(1) - c.bias)*scale)
+            c._forward_hooks.clear()
+    torch.save(dict(model=m.half()), to)
+
+def theirs_detect(path, data, weights, conf):
+    "detect.py's loop without its writing: their reading, network, suppression and way back."
+    import torch
+    open_peer(path)
+    from models.common import DetectMultiBackend
+    from utils.datasets import LoadImages
+    from utils.general import non_max_suppression, scale_coords
+    load = torch.load
+    torch.load = lambda *a, **k: load(*a, **k | dict(weights_only=False))
+    m = DetectMultiBackend(weights, device=torch.device('cpu'))
+    m.model.float()
+    def go():
+        out = []
+        with torch.no_grad():
+            for name, im, raw, _, _ in LoadImages(f'{data}/images', img_size=640, stride=32, auto=False):
+                x = torch.from_numpy(im).float()[None]/255
+                d = non_max_suppression(m(x), conf, .6, multi_label=conf < .01, max_det=300)[0]
+                d[:, :4] = scale_coords(x.shape[2:], d[:, :4], raw.shape)
+                out.append(d.numpy())
+        return out
+    return go
+
+def ours_detect(data, weights, conf, runtime, bs):
+    from yolokit.export.runtime import make_runtime
+    from yolokit.inference.detect import detect
+    from yolokit.network.checkpoints import load_checkpoint
+    d = make_runtime(load_checkpoint(weights).eval(), runtime)
+    def go():
+        t = detect(d, f'{data}/images', (640, 640), conf, .6, bs=bs, workers=0, multi_label=conf < .01)
+        rows = np.column_stack([t.xyxy, t.boxes['score'], t.boxes['category']])
+        return [rows[t.boxes['image'] == i] for i in range(t.n_images)]
+    return go
+
+def apart(a, b): # (N, 6) a picture
+    "Pixels between boxes of the same class, each to its nearest; and how many have none within a tenth."
+    worst, lost = 0., 0
+    for p, q in zip(a, b):
+        for row in p:
+            near = np.abs(q[q[:, 5] == row[5]][:, :4] - row[:4]).max(1, initial=0)
+            d = near.min() if len(near) else np.inf
+            if d > .1: lost += 1
+            else: worst = max(worst, d)
+    return worst, lost
+
+def detect_race(a, tmp):
+    folder(data := tmp/'data', PICTURES)
+    weights = tmp/'n.pt'
+    Side(a, 'theirs', side='weights', weights=weights).line()
+    for conf in (.25, .001):
+        kinds = {'theirs': Side(a, 'theirs', side='detect', data=data, weights=weights, conf=conf)}
+        for r, bs in ('torch', 1), *((r, 1) for r in a.runtimes.split(',') if r):
+            kinds[f'ours {r}, batches of {bs}'] = Side(a, 'ours', side='detect', data=data, weights=weights, conf=conf,
+                                                       runtime=r, bs=bs)
+        got = race(a, **kinds)
+        med = {k: statistics.median(t for t, _ in v) for k, v in got.items()}
+        boxes = {k: [np.array(p).reshape(-1, 6) for p in v[0][1]] for k, v in got.items()}
+        for k, t in med.items():
+            worst, lost = apart(boxes[k], boxes['theirs'])
+            print(f'detect, yolov5n 640, conf {conf}: {k:<28} {1e3*t:6.1f} ms a picture, {1/t:5.1f} a CPU-second, '
+                  f'{med["theirs"]/t:.2f} x; {sum(map(len, boxes[k]))} boxes, {worst:.1e} px apart, {lost} without a '
+                  f'partner', flush=True)
+
+
 # A side: says when it is ready, then a number for every line it gets
 
 def cpu(pid): # seconds
@@ -158,6 +247,20 @@ def side(a):
             began = time.process_time()
             go()
             return 1e3*(time.process_time() - began)/BATCH
+    elif a.side == 'weights':
+        make_weights(a.yolov5, a.weights)
+        print('ready', file=out, flush=True)
+        os._exit(0)
+    elif a.side == 'detect':
+        ours = lambda: ours_detect(a.data, a.weights, a.conf, a.runtime, a.bs)
+        go, times = theirs_detect(a.yolov5, a.data, a.weights, a.conf) if a.who == 'theirs' else ours(), []
+        go()
+        def turn():
+            began = time.process_time()
+            got = go()
+            took = (time.process_time() - began)/PICTURES
+            times.append(took)
+            return took, [p.tolist() for p in got] if len(times) == 1 else []
     else:
         loader = theirs_loader(a.yolov5, a.data) if a.who == 'theirs' else ours_loader(a.data, a.near)
         def endless():
@@ -177,7 +280,7 @@ def side(a):
 
 class Side:
     def __init__(self, a, who, **kw):
-        args = [sys.executable if who == 'ours' else a.python, __file__, a.yolov5, '--who', who,
+        args = [a.ours if who == 'ours' else a.python, __file__, a.yolov5, '--who', who,
                 *(f'--{k}={v}' for k, v in kw.items())]
         env = os.environ | dict(OMP_NUM_THREADS='1', YOLOV5_CONFIG_DIR=a.config, YOLO_CONFIG_DIR=a.config,
                                 CUDA_VISIBLE_DEVICES='', GIT_PYTHON_REFRESH='quiet',
@@ -213,7 +316,8 @@ def main(a):
             p.mkdir(exist_ok=True)
             import matplotlib
             shutil.copy(Path(matplotlib.get_data_path())/'fonts/ttf/DejaVuSans.ttf', p/'Arial.ttf')
-        if a.only != 'loader':
+        if a.only in (None, 'detect'): detect_race(a, Path(tmp))
+        if a.only in (None, 'step'):
             kinds = [(who, amp, e, c) for e in ((1, 0) if a.without_ema
                                                 else (1,)) for who, c in (('theirs', 0), ('ours', 0),
                                                                           ('ours', 1)) for amp in ('off', 'bf16')]
@@ -229,8 +333,8 @@ def main(a):
                 print(f'ours / theirs{e}: float32 {med["ours off" + e]/med["theirs off" + them]:.3f}   bf16 '
                       f'{med["ours bf16" + e]/med["theirs bf16" + them]:.3f}   our bf16 / their float32 '
                       f'{med["ours bf16" + e]/med["theirs off" + them]:.3f}')
-        if a.only != 'step':
-            folder(data := Path(tmp)/'data')
+        if a.only in (None, 'loader'):
+            folder(data := Path(tmp)/'loader')
             got = race(a, theirs=Side(a, 'theirs', side='loader', data=data),
                        **{f'ours, near={n}': Side(a, 'ours', side='loader', data=data, near=n) for n in (0, NEAR)})
             med = {k: [statistics.median(c) for c in zip(*v)] for k, v in got.items()}
@@ -244,11 +348,14 @@ if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('yolov5')
     p.add_argument('--python', default=sys.executable, help='with what YOLOv5 needs: pandas, seaborn, requests, psutil')
-    p.add_argument('--only', choices=['step', 'loader'])
+    p.add_argument('--only', choices=['step', 'loader', 'detect'])
+    p.add_argument('--runtimes', default='onnx', help='of detection, with commas: onnx,openvino')
     p.add_argument('--turns', type=int, default=7)
     p.add_argument('--without-ema', action='store_true', help='both sides also without their averages')
     p.add_argument('--loud', action='store_true', help='show what the sides write')
-    for k in ('who', 'side', 'amp', 'data'): p.add_argument(f'--{k}', help=argparse.SUPPRESS)
-    for k in ('ema', 'near', 'compiled'): p.add_argument(f'--{k}', type=int, help=argparse.SUPPRESS)
+    for k in ('who', 'side', 'amp', 'data', 'weights', 'runtime'): p.add_argument(f'--{k}', help=argparse.SUPPRESS)
+    for k in ('ema', 'near', 'compiled', 'bs'): p.add_argument(f'--{k}', type=int, help=argparse.SUPPRESS)
+    p.add_argument('--conf', type=float, help=argparse.SUPPRESS)
+    p.add_argument('--with', dest='ours', default=sys.executable, help="python of our side, for a runtime elsewhere")
     a = p.parse_args()
     side(a) if a.side else main(a)

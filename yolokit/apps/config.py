@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ConfigError', 'parse_scalar', 'make_config', 'check_weights', 'resolve_weights', 'load', 'DetectConfig',
-           'detect_options', 'resolve_data', 'choose_run', 'load_detector', 'data_folder', 'load_data', 'report_folder',
-           'output_dir']
+           'detect_options', 'resolve_data', 'run_detect', 'choose_run', 'load_detector', 'data_folder', 'load_data',
+           'report_folder', 'output_dir']
 
 # %% ../../nbs/apps/74_config.ipynb #5340804f
 import difflib, math, os, time, typing
@@ -20,8 +20,10 @@ from ..data.shards import open_store
 from ..data.table import Table
 from ..cleaning.prepare import open_data, read_record
 from ..training.runs import finished_runs, Run, runs_folder
-from ..inference.detect import DetectError
+from ..inference.detect import detect, DetectError
 from ..inference.ensemble import Ensemble, load_model
+from ..inference.parts import detect_in_parts
+from ..export.runtime import make_runtime, propose_runtime
 
 # %% ../../nbs/apps/74_config.ipynb #bf1697ad
 class ConfigError(ValueError):
@@ -108,6 +110,9 @@ class DetectConfig:
     multi_label: bool = True # a row of the network may answer for several classes
     agnostic: bool = False # classes suppress each other
     compiled: bool = False # torch.compile the network first
+    runtime: str = 'torch' # what runs the network: 'torch', 'compiled', 'onnx', 'openvino'
+    gpus: int = 0 # processes, each with a GPU (with device=cpu: with a thread), resumable; 0: this one
+    rectangles: bool = False # inputs no larger than a picture needs: quicker, answers differ a little
     dtype: str = 'float32' # 'bfloat16', 'float16'
     device: str = 'auto' # 'cpu', 'cuda'
     workers: int = 2 # reading processes
@@ -117,7 +122,8 @@ class DetectConfig:
 def detect_options(c: DetectConfig) -> dict:
     "What a config asks of `detect`."
     names = 'conf iou max_det bs mode dtype workers tta tile multi_label agnostic compiled'.split()
-    return dict(size=(c.width, c.height), most=getattr(c, 'frames', 0)) | {k: getattr(c, k) for k in names}
+    how = dict(size=(c.width, c.height), most=getattr(c, 'frames', 0)) | {k: getattr(c, k) for k in names}
+    return how | dict(compiled=c.compiled or c.runtime == 'compiled')
 
 # %% ../../nbs/apps/74_config.ipynb #25048dc7
 def _on_data(run: Run, data: str) -> bool:
@@ -138,6 +144,29 @@ def resolve_data(data: str, # a path, or the address of a set that was prepared 
                 ) -> Path:
     "The folder or file that a user names; FormatError where nothing usable is at an address."
     return open_store(data) if '://' in data else resolve_path(data)
+
+# %% ../../nbs/apps/74_config.ipynb #c923ac08
+_MANY = 500 # pictures from which on a comparison of runtimes, some seconds, is worth its time
+
+def run_detect(c: DetectConfig, detector: Detector,
+               images, # Table, video or camera, see `detect`
+               log=None, # file that gets the progress too
+              ) -> Table:
+    "Detections as a config asks: here or in processes, by its runtime."
+    other = make_runtime(detector, c.runtime) # DetectError for one that is not here
+    if c.runtime in ('onnx', 'openvino') and (c.compiled or c.dtype != 'float32'):
+        raise ConfigError(f'runtime={c.runtime} computes in float32 by itself: leave compiled and dtype out')
+    if c.gpus and c.device == 'auto' and device(c.device).type == 'cpu':
+        raise ConfigError(f'gpus={c.gpus}: there is no GPU here; with device=cpu {c.gpus} processes detect on the CPU')
+    how, many = detect_options(c), isinstance(images, Table) and images.n_images >= _MANY
+    plain = c.runtime == 'torch' and not c.compiled and c.dtype == 'float32' and not hasattr(detector, 'members')
+    if many and plain and device(c.device).type == 'cpu':
+        size = tuple(a or b for a, b in zip(how['size'], detector.size))
+        log_line(propose_runtime(detector, size), log)
+    if not (c.gpus or c.rectangles): return detect(other, images, log=log, **how)
+    parent = resolve_path(c.out) if c.out else runs_folder()
+    make = f'yolokit.export.runtime:make_runtime:{c.runtime}' if c.runtime in ('onnx', 'openvino') else ''
+    return detect_in_parts(detector, images, parent, c.gpus, rectangles=c.rectangles, runtime=make, log=log, **how)
 
 # %% ../../nbs/apps/74_config.ipynb #99806010
 def choose_run(word: str, # its name; '': the last one that a person made; best: of the highest AP

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from ..core.files import resolve_path
 from ..data.table import Table
-from ..inference.detect import detect
 from ..evaluation.matching import EvaluateError
 from ..evaluation.metrics import backend_classes
 from ..evaluation.bootstrap import METRICS, bootstrap_interval, paired_bootstrap, plot_paired_intervals
 from ..evaluation.results import read_results
-from .config import detect_options, DetectConfig, load_data, load_detector, output_dir
+from .config import DetectConfig, load_data, load_detector, output_dir, run_detect
 
 # %% ../../nbs/apps/79_evaluate.ipynb #56139d69
 @dataclass
@@ -40,7 +39,7 @@ def load_truth_and_detections(c: EvaluateConfig) -> tuple: # truth, detections, 
         there = ', '.join(f'{k or "no split"} {v[1:].sum()}' for k, v in data.counts().items())
         raise EvaluateError(f'the split {c.split!r} has no boxes to judge by; boxes by split: {there}')
     if c.predictions: found = read_results(resolve_path(c.predictions), truth, c.backend == 'ultrafast-pycocotools')
-    else: found = detect(detector, truth, **detect_options(c))
+    else: found = run_detect(c, detector, truth)
     return truth, found, output_dir(c, run, 'evaluate')
 
 # %% ../../nbs/apps/79_evaluate.ipynb #20bba2a8

@@ -16,13 +16,12 @@ from ..core.console import log_line
 from ..network.model import Detector
 from ..data.table import Table
 from ..training.runs import Run
-from ..inference.detect import detect
 from ..evaluation import matching, metrics
 from ..evaluation.results import read_results, results_text, write_results
 from ..evaluation.leaderboard import (compare, csv_text, detection_settings, filter_rows, LeaderboardError,
                                             markdown, read_rows, recompute, sort_rows, to_html, write_record)
 from .config import (data_folder, DetectConfig, load_data, load_detector, resolve_data,
-                                 resolve_weights)
+                                 resolve_weights, run_detect)
 
 # %% ../../nbs/apps/80_leaderboard.ipynb #bf45e927
 @dataclass
@@ -48,8 +47,7 @@ def evaluate_row(c: LeaderboardConfig) -> Run: # of stage 'judged'
     where = os.path.relpath(data, project_root())
     if not len(truth): raise LeaderboardError(f'the split {c.split!r} of {where} has no boxes to judge by')
     if detector is None: found = read_results(resolve_path(c.predictions), truth)
-    else: found = detect(detector, truth, (c.width, c.height), c.conf, c.iou, c.max_det, c.bs,
-                         mode=c.mode, dtype=c.dtype, workers=c.workers)
+    else: found = run_detect(c, detector, truth)
     return _write_row(c, run, detector, truth, dict(data=where, split=c.split), found)
 
 # %% ../../nbs/apps/80_leaderboard.ipynb #dd3a9e51

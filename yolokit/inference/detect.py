@@ -7,7 +7,7 @@ __all__ = ['DetectError', 'is_video', 'frames', 'to_image_table', 'forward_and_d
            'detect_batches', 'detect']
 
 # %% ../../nbs/inference/50_detect.ipynb #9e94b1c2
-import copy, os
+import copy, os, time
 from pathlib import Path
 import cv2, numpy as np, torch
 from torch import nn
@@ -127,11 +127,13 @@ def optimized_copy(detector: Detector,
                    compiled: bool = False, # torch.compile: a minute at the start, for thousands of images
                   ) -> Detector: # a copy
     "The same network for inference only: folded, fused, channels_last, in eval mode."
+    if getattr(detector, 'ready', False): return detector # it is one
     d, cpu = copy.deepcopy(detector).eval(), next(detector.parameters()).device.type == 'cpu'
     if hasattr(d, 'fuse'): d.fuse()
     d = d.to(memory_format=torch.channels_last)
     if compiled: d.forward = torch.compile(d.forward, options=dict(freezing=True) if cpu else None)
     elif cpu and hasattr(d, 'layers') and torch.backends.mkldnn.is_available(): _fuse_activations(d)
+    d.ready = True
     return d
 
 # %% ../../nbs/inference/50_detect.ipynb #e00c9c2b
@@ -191,6 +193,7 @@ def predict(detector: Detector, # in eval mode
             images: torch.Tensor, # (B, 3, h, w) RGB, uint8, or float 0..1
             dtype: str = 'float32', # 'float32' | 'bfloat16' | 'float16'
             tta: bool = False, # test-time augmentation
+            seconds: dict | None = None, # gets what the stages take: 'network', 'nms'
             **kw, # of nms
            ) -> NMSResult:
     "From pixels to boxes in the network's input."
@@ -198,9 +201,15 @@ def predict(detector: Detector, # in eval mode
     x = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
     x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
     with torch.inference_mode():
+        start = time.perf_counter()
         if tta: rows = _tta_predictions(detector, x, dtype)
         else: rows = _predict_candidates(detector, x, dtype, kw.get('conf', .001))
-        return nms(rows, **kw)
+        middle = time.perf_counter()
+        kept = nms(rows, **kw)
+    if seconds is not None:
+        for k, s in (('network', middle - start), ('nms', time.perf_counter() - middle)):
+            seconds[k] = seconds.get(k, 0.) + s
+    return kept
 
 # %% ../../nbs/inference/50_detect.ipynb #198ec34c
 def _to_columns(parts: list) -> dict: # parts: of (n, 7) image x0 y0 x1 y1 score class
@@ -260,12 +269,13 @@ def detect_batches(detector: Detector,
                    batches, # of a Loader over the table
                    table: Table, # the images they come from
                    dtype: str = 'float32', # 'float32' | 'bfloat16' | 'float16'
-                   compiled: bool = False, # see prepare_for_inference
-                   **kw, # tta; and of nms
+                   compiled: bool = False, # see `optimized_copy`
+                   full: int = 0, # images of a whole batch, where they come one batch a call
+                   **kw, # tta, seconds of `predict`; and of nms
                   ) -> Table: # the table's images, detections for boxes; extra: 'unreadable', 'over_top', 'undecided'
     "Detections of many batches; the detector is left as it came in."
     left = dict(unreadable=[], over_top=0, undecided=0)
-    quick, most, found = optimized_copy(detector, compiled), 0, []
+    quick, most, found = optimized_copy(detector, compiled), full, []
     for batch in batches:
         left['unreadable'] += [(str(table.images['file'][i]), why) for i, why in batch.skipped]
         if not len(batch): continue
