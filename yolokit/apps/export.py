@@ -34,6 +34,7 @@ class ExportConfig:
     conf: float = .25        # DeepStream, and form nms: least score
     iou: float = .45         # overlap allowed inside a class
     max_det: int = 300       # objects: a frame (nms), a class (DeepStream)
+    per_class: str = ''      # DeepStream: least scores of single classes, such as car=.4, bus=.6
     images: str = ''         # folder or file to verify on; empty: two scenes of the embedded set
     device: str = 'cpu'      # exports are made and verified there
     out: str = ''            # folder to write to; empty: a new one in the run's
@@ -50,6 +51,12 @@ def _resized(detector: Detector,
     return d.eval()
 
 # %% ../../nbs/apps/82_export.ipynb #55223df4
+def _class_scores(text: str) -> dict: # class name → score
+    "'car=.4, bus=.6' read; ValueError where it is not that."
+    parts = [t.rpartition('=') for t in text.split(',') if t.strip()]
+    try: return {name.strip(): float(value) for name, _, value in parts}
+    except ValueError: raise ValueError(f'per_class={text!r}: names and scores, such as car=.4, bus=.6') from None
+
 def export_all(c: ExportConfig) -> dict: # target → Export
     "Every bundle that was asked for, each in a folder of its own; ValueError for an unknown target."
     to = c.to.replace(',', ' ').split()
@@ -63,5 +70,6 @@ def export_all(c: ExportConfig) -> dict: # target → Export
     one = {t: lambda f, t=t: to_darknet(detector, f, c.bn, pictures, target=t) for t in ('darknet', 'darknet-v5')}
     one['onnx'] = lambda f: to_onnx(detector, f, c.form, c.half, c.conf, c.iou, c.max_det, images=pictures)
     one['deepstream'] = lambda f: to_deepstream(detector, f, c.via, c.mode, c.precision, c.batch, c.conf, c.iou,
-                                                c.max_det, images=pictures)
+                                                c.max_det, images=pictures,
+                                                per_class=_class_scores(c.per_class))
     return {t: one[t](out/t) for t in to}

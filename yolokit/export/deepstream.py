@@ -36,12 +36,13 @@ def _network_keys(name: str, # of the files
 
 # %% ../../nbs/export/66_deepstream.ipynb #10bc5bb8
 def _picture_keys(mode: str, # one of _PADDING
+                  channels: int, # of the network's input
                  ) -> list: # of (why, key, value)
     "How a frame becomes the input."
     keep, middle = _PADDING[mode]
     return [
         ('1/255: the network takes 0..1', 'net-scale-factor', repr(1/255)),
-        ('0: RGB', 'model-color-format', 0),
+        ('0: RGB, 2: grey', 'model-color-format', 0 if channels == 3 else 2),
         (f'1: keep proportions and pad black; 0: stretch; the mode {mode!r} of this library', 'maintain-aspect-ratio',
          keep),
         ('1: pad on both sides; 0: right and below only', 'symmetric-padding', middle),
@@ -50,7 +51,7 @@ def _picture_keys(mode: str, # one of _PADDING
 
 # %% ../../nbs/export/66_deepstream.ipynb #322f20ae
 def _reading_keys(nc: int, # classes
-                  form: str, # 'boxes' or 'nms'
+                  inside: bool, # suppression is in the ONNX
                  ) -> list: # of (why, key, value)
     "How the output becomes objects."
     plugin = 'nvdsinfer_custom_impl_Yolo'
@@ -61,7 +62,7 @@ def _reading_keys(nc: int, # classes
         ('0: on every frame', 'interval', 0),
         ('number of this element in the pipeline', 'gie-unique-id', 1),
         ('the GPU to run on', 'gpu-id', 0),
-        ('2: suppression by overlap; 4: none, the ONNX has done it', 'cluster-mode', 4 if form == 'nms' else 2),
+        ('2: suppression by overlap; 4: none, the ONNX has done it', 'cluster-mode', 4 if inside else 2),
         ('reads rows of x0 y0 x1 y1 score class', 'parse-bbox-func-name', 'NvDsInferParseYolo'),
         (f'github.com/marcoslucianops/DeepStream-Yolo, built on the target: CUDA_VER=... make -C {plugin}',
          'custom-lib-path', f'{plugin}/lib{plugin}.so'),
@@ -137,6 +138,17 @@ def _check_bundle(e: Export, # gets a line of what was checked
     e.done.append(f'DeepStream-Yolo\'s parser: {floats:,} floats, {len(plain.cfg.plan())} layers wired alike')
 
 # %% ../../nbs/export/66_deepstream.ipynb #8e50ae58
+def _check_values(detector: Detector, batch: int, conf: float, iou: float, topk: int, per_class: dict) -> None:
+    "ValueError where gst-nvinfer would take a value for another one, or the network for one it cannot feed."
+    channels = detector.cfg.net.int('channels', 3)
+    if channels not in (1, 3): raise ValueError(f'{channels} channels: DeepStream feeds a network 3 (RGB) or 1 (grey)')
+    for name, v in (('conf', conf), ('iou', iou), *((f'conf of {n!r}', v) for n, v in per_class.items())):
+        if not 0 <= v <= 1: raise ValueError(f'{name}={v}: a number from 0 to 1')
+    for name, v in (('batch', batch), ('topk', topk)):
+        if v != int(v) or v < 1: raise ValueError(f'{name}={v}: a whole number of at least 1')
+    if unknown := sorted(set(per_class) - set(detector.names)):
+        raise ValueError(f'per_class: {unknown[0]!r} is no class of this network; it has {", ".join(detector.names)}')
+
 def _check_request(detector: Detector, via: str, mode: str, precision: str, form: str) -> None:
     "ValueError where a bundle is asked for that cannot be made."
     known = via in ('onnx', 'darknet') and mode in _PADDING and precision in _PRECISION and form in ('boxes', 'nms')
@@ -148,6 +160,66 @@ def _check_request(detector: Detector, via: str, mode: str, precision: str, form
                          'quantize first, or take fp16')
     if bad := [n for n in detector.names if ';' in n or len(n.splitlines()) != 1]:
         raise ValueError(f'labels.txt cannot hold the class name {bad[0]!r}: no ; and no line break')
+
+# %% ../../nbs/export/66_deepstream.ipynb #c6f9bd9c
+_CUDA_VERSIONS = (('9.0', '13.1', '13.1 (Thor, Orin: JetPack 7.1 and later)', '10.14'),
+                  ('8.0', '12.8', '13.0 (Thor: JetPack 7.0)', '10.9'), ('7.1', '12.6', '12.6 (JetPack 6.1)', '10.3'),
+                  ('7.0', '12.2', '12.2 (JetPack 6.0)', '8.6'), ('6.4', '12.2', '12.2 (JetPack 6.0 DP)', '8.6'))
+
+def _app_text(batch: int, # frames a call
+             ) -> str:
+    "An application file: one film in, boxes drawn and written, at the frames' own size."
+    sections = {
+        'application': dict(enable_perf_measurement=1, perf_measurement_interval_sec=5),
+        'tiled-display': dict(enable=0),
+        'source0': dict(enable=1, type=3, uri='file:///opt/nvidia/deepstream/deepstream/samples/streams/'
+                                              'sample_1080p_h264.mp4', num_sources=batch),
+        'sink0': dict(enable=1, type=3, container=1, codec=1, sync=0, output_file='out.mp4'),
+        'osd': dict(enable=1, border_width=2, text_size=12),
+        'streammux': dict(batch_size=batch, batched_push_timeout=40000, width=1920, height=1080, enable_padding=0),
+        'primary-gie': dict(enable=1, gie_unique_id=1, config_file='config_infer_primary.txt'),
+        'tests': dict(file_loop=0)}
+    parts = ['\n'.join([f'[{s}]', *(f'{k.replace("_", "-")}={v}' for k, v in keys.items())])
+             for s, keys in sections.items()]
+    return '# deepstream-app -c deepstream_app_config.txt\n' + '\n\n'.join(parts) + '\n'
+
+# %% ../../nbs/export/66_deepstream.ipynb #4d8ecfb2
+_README = """# {name} for DeepStream
+
+Written by yolokit. Checked against models of gst-nvinfer and of DeepStream-Yolo's parser; *not run* in DeepStream.
+
+1. On the target: `git clone https://github.com/marcoslucianops/DeepStream-Yolo`, and copy its folder
+   `nvdsinfer_custom_impl_Yolo` into this one.
+2. Build it with the CUDA of your DeepStream: `CUDA_VER={cuda} make -C nvdsinfer_custom_impl_Yolo`
+
+| DeepStream | CUDA_VER on x86 | on Jetson | TensorRT |
+|---|---|---|---|
+{table}
+
+   6.4 and 7.0 have TensorRT 8.6, later ones 10: an engine file of one is no engine of the other. DeepStream-Yolo's
+   pages name versions up to 8.0; on 9.0 its library was reported to build and run unchanged.
+3. `deepstream-app -c deepstream_app_config.txt` writes `out.mp4`. The first start builds
+   `model_b{batch}_gpu0_{precision}.engine` and takes minutes; delete it after any change to the network.
+
+Without deepstream-app, from this folder:
+
+    gst-launch-1.0 filesrc location=film.mp4 ! qtdemux ! h264parse ! nvv4l2decoder ! m.sink_0 \\
+      nvstreammux name=m batch-size={batch} width=1920 height=1080 ! \\
+      nvinfer config-file-path=config_infer_primary.txt ! \\
+      nvvideoconvert ! nvdsosd ! nvvideoconvert ! x264enc ! mp4mux ! filesink location=out.mp4
+
+Input: {w}×{h}, {colour}, 0..1. Classes ({nc}): `labels.txt`. Set `width` and `height` of the stream muxer to your
+frames' size: every other size is one more resize. Thresholds: the `class-attrs` sections of
+`config_infer_primary.txt`; `[class-attrs-N]` holds for class N alone, counted from 0.
+"""
+
+# %% ../../nbs/export/66_deepstream.ipynb #81e4b6e9
+def _readme_text(detector: Detector, batch: int, precision: str) -> str:
+    "How the folder is made to run."
+    (w, h), table = detector.size, '\n'.join(f'| {" | ".join(row)} |' for row in _CUDA_VERSIONS)
+    colour = 'RGB' if detector.cfg.net.int('channels', 3) == 3 else 'grey'
+    return _README.format(name=detector.cfg.name, cuda='12.6', table=table, batch=batch, precision=precision, w=w, h=h,
+                          colour=colour, nc=detector.nc)
 
 # %% ../../nbs/export/66_deepstream.ipynb #e0f97f4b
 def to_deepstream(detector: Detector,
@@ -161,19 +233,27 @@ def to_deepstream(detector: Detector,
                   topk: int = 300,    # most objects of a class
                   form: str = 'boxes', # or 'nms': suppression inside the ONNX
                   images=None,        # files to verify on; None: two scenes of the embedded set
+                  per_class: dict | None = None, # class name → least score, where it is not conf
                   log=None,           # of log_line
                  ) -> Export:
     "A folder for gst-nvinfer with the DeepStream-Yolo plug-in, checked by models of its readers; ExportError else."
+    per_class, inside = per_class or {}, via == 'onnx' and form == 'nms'
     _check_request(detector, via, mode, precision, form)
+    _check_values(detector, batch, conf, iou, topk, per_class)
     name, folder = detector.cfg.name, Path(folder)
-    config, labels = new_paths(folder, 'config_infer_primary.txt', 'labels.txt')
+    config, labels, *pages = new_paths(folder, 'config_infer_primary.txt', 'labels.txt', 'deepstream_app_config.txt',
+                                       'README.md')
     if via == 'onnx':
-        e = to_onnx(detector, folder, form, conf=conf, iou=iou, max_det=topk, images=images, mode=mode, log=log)
+        low = min([conf, *per_class.values()])
+        e = to_onnx(detector, folder, form, conf=low, iou=iou, max_det=topk, images=images, mode=mode, log=log)
     else: e = raise_on_mismatch(write_darknet(detector, folder, images=images, mode=mode, target='deepstream'), log)
     write_text(labels, ''.join(f'{n}\n' for n in detector.names))
-    own = _network_keys(name, via, precision, batch) + _picture_keys(mode) + _reading_keys(detector.nc, form)
-    write_text(config, _config_text(name, {'property': own, 'class-attrs-all': _attribute_keys(conf, iou, topk)}))
+    own = _network_keys(name, via, precision, batch) + _picture_keys(mode, detector.cfg.net.int('channels', 3))
+    attributes = {'class-attrs-all': _attribute_keys(conf, iou, topk)} | {
+        f'class-attrs-{detector.names.index(n)}': _attribute_keys(v, iou, topk) for n, v in per_class.items()}
+    write_text(config, _config_text(name, {'property': own + _reading_keys(detector.nc, inside)} | attributes))
+    for path, text in zip(pages, (_app_text(batch), _readme_text(detector, batch, precision))): write_text(path, text)
     plain = Detector(Cfg.read(folder/f'{name}.cfg')) if via == 'darknet' else None
     _check_bundle(e, folder, name, plain, detector.nc)
-    e.files += [config, labels]
+    e.files += [config, labels, *pages]
     return e

@@ -15,10 +15,12 @@ from ..network.model import Detector, Head
 # %% ../../nbs/export/62_onnx_graph.ipynb #e668368b
 OPSET, IR = 13, 8   # IR 8: ONNX 1.10, August 2021
 
-def require(name='onnx'):
+def require(name: str = 'onnx', # of the module
+            extra: str = 'export', # of this package, which installs it
+           ): # the module
     "The module, or the line that installs it."
     try: return __import__(name)
-    except ImportError: raise ImportError(f"ONNX needs the package {name}: pip install 'yolokit[export]'") from None
+    except ImportError: raise ImportError(f"this needs the package {name}: pip install 'yolokit[{extra}]'") from None
 
 # %% ../../nbs/export/62_onnx_graph.ipynb #0636c36e
 class OnnxBuilder:
@@ -234,11 +236,11 @@ def _deconv(g, l, m, x):
 def _signs(g, x): return g('Where', g('Greater', x, g.const(0.)), g.const(1.), g.const(-1.))
 
 def _xnor(g, l, m, x):
-    "A convolution of signs."
+    "A convolution of signs, padded by −1 (unequal strides: 0), as the module."
     c, w = m.conv, m.conv.weight
     binary = torch.where(w > 0, 1., -1.)*w.abs().mean((1, 2, 3), keepdim=True)
     pads = [*c.padding]*2
-    sides, outside = [0, 0, *pads[:2], 0, 0, *pads[2:]], float(getattr(m, 'outside', 0))
+    sides, outside = [0, 0, *pads[:2], 0, 0, *pads[2:]], -1. if c.stride[0] == c.stride[1] else 0.
     x = g('Pad', _signs(g, x), g.const(sides, np.int64), g.const(outside))
     y = g('Conv', x, g.const(binary), g.const(c.bias), kernel_shape=list(c.kernel_size), strides=list(c.stride))
     return _blur(g, m, _act(g, y, m.act))
