@@ -22,6 +22,7 @@ from ..cleaning.prepare import open_data, read_record
 from ..training.runs import finished_runs, Run, runs_folder
 from ..inference.detect import detect, DetectError
 from ..inference.ensemble import Ensemble, load_model
+from ..inference.look import with_calls
 from ..inference.parts import detect_in_parts
 from ..export.runtime import make_runtime, propose_runtime
 
@@ -84,12 +85,12 @@ def resolve_weights(word: str, # a run's name, a path, a published name, or 'non
     return _find_weights(word) or fetch(word)
 
 def load(word: str, # a run's name, a path, or a published name
-        ) -> Detector:
+        ) -> Detector: # which may be called with a picture, a list, a folder or a video too
     "The detector that a word stands for; ConfigError where there is none. Published weights know COCO's class names."
-    if word in list_pretrained() and not _find_weights(word): return load_pretrained(word)
+    if word in list_pretrained() and not _find_weights(word): return with_calls(load_pretrained(word))
     file = resolve_weights(word)
     if file is None: raise ConfigError('load: name a run, a file of weights, or published weights')
-    return load_model(file)
+    return with_calls(load_model(file))
 
 # %% ../../nbs/apps/74_config.ipynb #b94b241d
 @dataclass
