@@ -104,4 +104,5 @@ if __name__ == '__main__':
         got = run(path)
     for k, (s, mb) in got.items():
         to = 'pycocotools' if k in ('pycocotools', 'read') else 'dumps'
-        print(f'{k:12} {s:6.2f} s  {mb:6.0f} MB   ×{s/got[to][0]:.2f} time, ×{mb/got[to][1]:.2f} memory of {to}')
+        memory = f', ×{mb/got[to][1]:.2f} memory' if k == 'read' and got[to][1] else ''  # writing: below reading's peak
+        print(f'{k:12} {s:6.2f} s  {mb:6.0f} MB   ×{s/got[to][0]:.2f} time{memory} of {to}')
