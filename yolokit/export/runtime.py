@@ -96,6 +96,7 @@ def _compare_runtimes(detector: Detector, size: tuple, # (w, h) px of the networ
         out[r] = sorted(took[r][1:])[turns//2], px, px <= 1e-2 and score <= 1e-4
     return out
 
+# %% ../../nbs/export/66a_runtime.ipynb #646efb38
 def propose_runtime(detector: Detector, size: tuple, # (w, h) px of the network's input
                    turns: int = 5) -> str: # a line
     "The fastest one that agrees, in words."

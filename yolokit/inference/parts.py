@@ -205,7 +205,7 @@ def _in_processes(folder: Path, job: dict, detector: Detector, n: int) -> list: 
 # in a notebook there is no __file__
 if __name__ == '__main__' and '__file__' in globals():
     from torch.distributed.elastic.multiprocessing.errors import record
-    record(importlib.import_module('yolokit.inference.parts')._run_rank)(Path(sys.argv[1]))
+    record(importlib.import_module(__spec__.name)._run_rank)(Path(sys.argv[1]))
 
 # %% ../../nbs/inference/51a_parts.ipynb #29a557c7
 def _complete(folder: Path, job: dict, detector: Detector, table: Table, processes: int, log=None) -> None:
