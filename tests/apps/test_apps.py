@@ -98,7 +98,7 @@ def test_a_signal_to_papermill_saves_and_leaves_nothing_behind(root, tmp_path, s
     p.communicate(timeout=60)
     assert p.returncode
     assert list((root/f'runs/{name}/checkpoint').glob('step-*.sha256'))
-    assert f'resume={name}' in (root/f'runs/{name}/log.txt').read_text()
+    assert f'-p resume {name}' in (root/f'runs/{name}/log.txt').read_text()
 
 
 def test_amp_story(root, tmp_path):

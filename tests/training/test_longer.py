@@ -109,7 +109,7 @@ def test_nothing_trained_leaves_no_folder_that_nobody_can_use(root, capsys, monk
 def test_a_chain_stopped_in_its_first_stage_names_a_run_that_goes_on(root, capsys):
     c = TrainConfig(**TINY | dict(stage='finetune', weights='', steps=9, name='after', width=64, height=64))
     with pytest.raises(TrainingInterrupted): train(c, on_evaluation=stop_after(1))
-    first = re.search(r'resume=(\S+?),? ', capsys.readouterr().out)[1].rstrip(',')
+    first = re.search(r'-p resume (\S+?),?\s', capsys.readouterr().out)[1].rstrip(',')
     assert first == Run.open('after').info['parent']
     assert train(TrainConfig(resume=first, workers=0)).info['state'] == 'finished'
     assert train(TrainConfig(resume='after', workers=0)).info['state'] == 'finished'

@@ -100,6 +100,7 @@ def test_find_passes_over_broken_and_unfinished(tmp_path):
     b = Run.new('baseline', folder=tmp_path, **facts).update(state='finished', ended='2026-01-01 00:00:02')
     Run.new('baseline', folder=tmp_path, **facts).update(state='interrupted', ended='2026-01-01 00:00:03')
     (tmp_path/'broken').mkdir(); (tmp_path/'broken/run.json').write_text('{"state": ')
+    for r in (a, b): (r.folder/'weights').mkdir(exist_ok=True); (r.folder/'weights/best.pt').touch()
     assert runs.latest_run('baseline', 'd', 'n', tmp_path).name == b.name
     b.update(state='failed')
     assert runs.latest_run('baseline', 'd', 'n', tmp_path).name == a.name
