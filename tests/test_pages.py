@@ -22,7 +22,8 @@ from yolokit.training import monitor
 
 PWN = 'top.pwned=(top.pwned||0)+1'
 NAMES = [
-    f'"><svg/onload={PWN}>', f'"><img src=x onerror={PWN}>', f"'><img src=x onerror={PWN}>", f'<script>{PWN}</script>',
+    f'"><svg/onload={PWN}>', f'"><img src=x onerror={PWN}>', f"'><img src=x onerror={PWN}>",
+    f'<script>{PWN}</script>',
     f'</title><script>{PWN}</script>', f'</style><script>{PWN}</script>', f'</script><script>{PWN}</script>',
     f'</td></tr></table><script>{PWN}</script>', f'" autofocus onfocus="{PWN}', f"' autofocus onfocus='{PWN}",
     f'" onmouseover="{PWN}" style="position:fixed;inset:0', f'<iframe srcdoc="<script>{PWN}</script>">',
@@ -31,9 +32,11 @@ NAMES = [
     f'&lt;img src=x onerror={PWN}&gt;', f'&#60;script&#62;{PWN}&#60;/script&#62;', f'<!--><img src=x onerror={PWN}>',
     f'```\n<script>{PWN}</script>', f'`<img src=x onerror={PWN}>`', f'a|b|<img src=x onerror={PWN}>|c',
     f'\n\n<script>{PWN}</script>\n\n', f'\r\n| a | b |\n|---|---|\n| <img src=x onerror={PWN}> | |',
-    f'$\\href{{javascript:{PWN}}}{{x}}$', f'\\(\\unicode{{x3c}}script\\)', '5$_bill_$', 'IMG_$1_$2', '$\\frac{$', '$^$',
+    f'$\\href{{javascript:{PWN}}}{{x}}$', f'\\(\\unicode{{x3c}}script\\)', '5$_bill_$', 'IMG_$1_$2',
+    '$\\frac{$', '$^$',
     '_hidden', '__bold__', '**bold**', '# title', '- item', '---', '===', '> quote', '1. one', '=cmd|\' /C calc\'!A1',
-    '+1+1', '-2+3', '@SUM(1+1)', '\t=1+1', '\u202egpj.exe', 'a\x1b[2J\x1b]0;title\x07b', '%s%n{0}{}\\x', '사람 👩‍💻 _^~',
+    '+1+1', '-2+3', '@SUM(1+1)', '\t=1+1', '\u202egpj.exe', 'a\x1b[2J\x1b]0;title\x07b',
+    '%s%n{0}{}\\x', '사람 👩‍💻 _^~',
     f'<math><mtext></form><form><mglyph><style></math><img src onerror={PWN}>', f'{{{{{PWN}}}}}${{{PWN}}}']
 DOT = bytes.fromhex('89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c6360606060'
                     '0000000500015e221d0b0000000049454e44ae426082')
@@ -82,7 +85,8 @@ def made(tmp_path_factory):
     markdown['precision'] = precision_study.markdown_table({n: dict(a=n, b=n) for n in NAMES})
     markdown['compress'] = compress._summary_table(rows, rows[0]['name'], 'AP')
     markdown['metrics'] = metrics.coco(truth, found)._repr_markdown_()
-    faulty = truth.with_xyxy(np.where(np.arange(len(truth))[:, None] % 4 == 0, truth.xyxy[:, [2, 1, 0, 3]], truth.xyxy))
+    turned = np.arange(len(truth))[:, None] % 4 == 0
+    faulty = truth.with_xyxy(np.where(turned, truth.xyxy[:, [2, 1, 0, 3]], truth.xyxy))
     plan = repair.plan(seen := checks.check(faulty))
     markdown |= dict(findings=seen._repr_markdown_(), plan=plan._repr_markdown_(),
                      journal=repair.apply(faulty, plan)[1]._repr_markdown_())
@@ -132,7 +136,8 @@ def test_no_page_runs_a_name_and_no_table_breaks(made, tmp_path):
         nb.cells += [c for c in cells if k % 8 == 0 or c.cell_type == 'markdown']
     page = exporter.from_notebook_node(nb)[0]
     # its own libraries are not fetched
-    (tmp_path/'all.html').write_text(re.sub(r'<script[^>]*src="http[^"]*"[^>]*></script>', '', page), encoding='utf-8')
+    page = re.sub(r'<script[^>]*src="http[^"]*"[^>]*></script>', '', page)
+    (tmp_path/'all.html').write_text(page, encoding='utf-8')
     with browser.chromium(tmp_path) as p:
         for file, tables in ((made.pages['errors'], 1), (made.pages['board'], 1), (tmp_path/'all.html', 200)):
             p.open(f'file://{file}')

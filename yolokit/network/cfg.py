@@ -7,9 +7,11 @@ __all__ = ['HEADER', 'KNOWN_KEYS', 'TWO_INPUT_SECTIONS', 'HEADS', 'CfgError', 'C
            'conv_params', 'pool_params', 'head_anchor_ids', 'head_sections']
 
 # %% ../../nbs/network/07_cfg.ipynb #3451346a
-import difflib, re, warnings
+import difflib, math, re, warnings
+from functools import lru_cache
 from dataclasses import dataclass, field
 from pathlib import Path
+from ..core.untrusted import quote, read_regular, visible
 from ..core.files import patch
 
 # %% ../../nbs/network/07_cfg.ipynb #798541bc
@@ -17,6 +19,7 @@ class CfgError(ValueError):
     "A cfg that cannot be what was asked of it: where, what was expected, what was found."
     def __init__(self, file, line, section, expected, found):
         self.file, self.line, self.section, self.expected, self.found = file, line, section, expected, found
+        section, expected, found = visible(section)[:60], visible(expected)[:300], visible(found)[:120]
         super().__init__(f'{file}:{line}: [{section}] expected {expected}, found {found}')
 
     def __reduce__(self): return CfgError, (self.file, self.line, self.section, self.expected, self.found)
@@ -72,7 +75,10 @@ def _parse_numbers(s: _Section, # where to look
     if key not in s and default is not None: return default
     parts = [p for p in re.sub(r'\s', '', s[key]).split(',') if p]
     found = [_NUMBER[kind].match(p) for p in parts]
-    if not found or None in found: raise s.error(f'{"a number" if one else "numbers"} for `{key}`', repr(s[key]), key)
+    if not found or None in found: raise s.error(f'{"a number" if one else "numbers"} for `{key}`', quote(s[key]), key)
+    for m in found: # what neither Darknet nor a tensor has room for
+        if len(m[0]) > 40 or kind is int and abs(int(m[0])) >= 2**63 or not math.isfinite(float(m[0])):
+            raise s.error(f'a number for `{key}`', f'one of {len(m[0]):,} digits, {quote(m[0], 20)}', key)
     found = [kind(m[0]) for m in found]
     return found[0] if one else found
 
@@ -138,6 +144,8 @@ KNOWN_KEYS |= dict.fromkeys((f'implicit_{how}{d}' for how in ('add', 'mul', 'cat
                             KNOWN_KEYS['implicit']) | dict.fromkeys(_MIX_SECTIONS, {'from'})
 
 # %% ../../nbs/network/07_cfg.ipynb #ea3bf15d
+_MAX_LINE, _MAX_BYTES = 20_000, 1 << 24
+
 def _split_sections(text: str, # a whole cfg
                     file: str, # its name, for errors
                    ) -> tuple: # (list of Section, line numbers that are neither option nor comment)
@@ -145,8 +153,11 @@ def _split_sections(text: str, # a whole cfg
     sections, stray = [], []
     for n, line in enumerate(text.split('\n'), 1):
         if line.lstrip('\ufeff').strip()[:1] in ('', '#', ';'): continue
+        if len(line) > _MAX_LINE:
+            where = sections[-1].type if sections else ''
+            raise CfgError(file, n, where, f'a line of at most {_MAX_LINE:,} characters', f'{len(line):,}')
         if m := HEADER.match(line): sections.append(_Section(_ALIASES.get(m[1], m[1]), n, len(sections), file))
-        elif (m := _OPTION.match(line)) and m[1] and sections:
+        elif '=' in line and (m := _OPTION.match(line)) and m[1] and sections:
             sections[-1].entries.append(_Entry(re.sub(r'\s', '', m[1]), m[2], n, m.span(2)))
         else: stray.append(n)
     return sections, stray
@@ -166,7 +177,7 @@ class Cfg:
         return self
 
     @classmethod
-    def read(cls, path): return cls.parse(_decode_cfg(Path(path).read_bytes(), path), path)
+    def read(cls, path): return cls.parse(_decode_cfg(_cfg_bytes(path), path), path)
     def write(self, path): Path(path).write_bytes(self.text.encode('utf-8', 'surrogateescape'))
     def __str__(self): return self.text
     def __repr__(self): return f'Cfg({self.name}: {len(self.sections) - 1} layers)'
@@ -179,6 +190,12 @@ class Cfg:
         raise CfgError(self.file, line, kind, '[net] as the first section', f'[{kind}]' if kind else 'no section')
 
 # %% ../../nbs/network/07_cfg.ipynb #48ec0377
+def _cfg_bytes(path) -> bytes:
+    "What a cfg file holds; CfgError where it is no file, or not as small as a cfg."
+    try: return read_regular(path, _MAX_BYTES)
+    except FileNotFoundError: raise
+    except OSError as e: raise CfgError(path, 1, '', 'a cfg', e.strerror or str(e)) from None
+
 def _decode_cfg(raw: bytes, file) -> str:
     "A cfg's text, unknown bytes kept; CfgError for UTF-16 and for lines that end in a lone CR."
     odd = ''
@@ -196,20 +213,25 @@ def problems(self: Cfg) -> list: # of str, each with file and line
         known = KNOWN_KEYS.get(s.type)
         if known is None:
             out.append(f'{self.file}:{s.line}: unknown section [{s.type}]{closest_word(s.type, KNOWN_KEYS)}')
+        seen = {e.key: e for e in reversed(s.entries)}
         for e in s.entries:
-            first = s.entry(e.key)
+            first = seen[e.key]
             if known is not None and e.key not in known | KNOWN_KEYS['*']:
                 out.append(f'{self.file}:{e.line}: [{s.type}] unknown key `{e.key}`{closest_word(e.key, known)}')
             elif first.value != e.value:
                 out.append(f'{self.file}:{e.line}: [{s.type}] `{e.key}={e.value}` is ignored, line {first.line} has '
                            f'`{e.key}={first.value}`')
-    return out
+        if len(out) > 200: return [visible(line[:500]) for line in out] + ['and more']
+    return [visible(line[:500]) for line in out]
+
+@lru_cache(1000)
+def _near(word: str, known: tuple) -> list: return difflib.get_close_matches(word[:60], known, 1)
 
 def closest_word(word: str, # that nobody knows
                  known,     # words to choose from
                 ) -> str:   # '' where none is near
     "A question to put behind an error."
-    return ''.join(f', did you mean `{w}`?' for w in difflib.get_close_matches(word, known, 1))
+    return ''.join(f', did you mean `{w}`?' for w in _near(word, tuple(known)))
 
 # %% ../../nbs/network/07_cfg.ipynb #d1b67ece
 @patch
@@ -308,6 +330,7 @@ def _deconv_shape(s, xs):
 def _se_shape(s, xs):
     "Two layers without bias between the means of the channels and their gates (SpursLipu's)."
     c, n = xs[0][0], xs[0][0] // s.int('reduction', 4)
+    if n < 1: raise s.error(f'a reduction of at most {c}, the channels above it', s.int('reduction', 4), 'reduction')
     if s.int('filters', c) != c: raise s.error(f'filters={c}, the channels above it', s['filters'], 'filters')
     return xs[0], 2 * c * n, 2 * c * n
 
@@ -458,6 +481,31 @@ class _LayerInfo:
     macs: int        # multiply-adds of one image
 
 # %% ../../nbs/network/07_cfg.ipynb #6117859f
+_MAX_MAP, _MAX_HEADS = 1 << 36, 100
+_RANGES = { # key: least, most; of the sections that know it
+    **dict.fromkeys(('size', 'dilation', 'stride', 'stride_x', 'stride_y', 'reduction', 'side'), (1, 10_000)),
+    **dict.fromkeys(('filters', 'groups', 'output', 'atoms', 'out_channels', 'crop_width', 'crop_height', 'width',
+                     'height', 'channels'), (1, 2**31 - 1)),
+    'padding': (0, 10_000), 'num': (1, 10_000), 'classes': (1, 100_000), 'group_id': (0, 2**31 - 1)}
+
+def _check_ranges(s: _Section) -> None:
+    "CfgError for a number that no network can be built with."
+    for key in dict.fromkeys(e.key for e in s.entries if e.key in _RANGES and e.key in KNOWN_KEYS[s.type]):
+        least, most = _RANGES[key]
+        n = s.int(key)
+        if key == 'stride' and s.type == 'upsample': n = abs(n) # a negative one shrinks
+        if key in ('stride_x', 'stride_y') and n < 1: continue # Darknet takes the stride then
+        if not least <= n <= most: raise s.error(f'`{key}` of {least:,} to {most:,}', s.int(key), key)
+
+def _check_share(s: _Section, layers: list) -> None:
+    "CfgError for a `share_index` that names no convolution of the same weights above."
+    k = s.int('share_index')
+    k = k if k >= 0 else len(layers) - 1 + k
+    def weights(l): return (c := conv_params(l.section)).filters, c.size, c.groups, c.bn, l.in_shapes[0][0]
+    if not 0 <= k < len(layers) - 1 or layers[k].type != 'convolutional' or weights(layers[k]) != weights(layers[-1]):
+        raise s.error('the number of a convolution above with as many weights', s['share_index'], 'share_index')
+
+# %% ../../nbs/network/07_cfg.ipynb #5a76a35e
 @patch
 def plan(self: Cfg) -> list: # of _LayerInfo
     "Shapes, parameters and multiply-adds of every layer by Darknet's rules; CfgError where a layer cannot be built."
@@ -466,14 +514,21 @@ def plan(self: Cfg) -> list: # of _LayerInfo
         if s.type not in _SHAPE_RULES:
             why = _UNSUPPORTED_SECTIONS.get(s.type, 'a section that nobody knows')
             raise s.error('a layer of a detector', f'[{s.type}], {why}')
+        _check_ranges(s)
+    if len(heads := [s for s in self.sections if s.type in HEADS]) > _MAX_HEADS:
+        raise heads[-1].error(f'at most {_MAX_HEADS} heads', len(heads))
     image = net.int('channels', 3), net.int('height'), net.int('width')
     if min(image) < 1: raise net.error('width, height and channels of at least 1', _format_shape(image), 'width')
     for s in self.sections[1:]:
         js = input_layers(s)
         xs = [image if j < 0 else layers[j].shape for j in js]
         shape, params, macs = _SHAPE_RULES[s.type](s, xs)
+        if min(shape) < 1 or math.prod(shape) > _MAX_MAP or params > _MAX_MAP:
+            raise s.error(f'a map of 1 to {_MAX_MAP:,} numbers, and no more parameters',
+                          f'{_format_shape(map(quote, shape))} and {quote(params)} parameters')
         layers.append(_LayerInfo(s.index - 1, s.type, s, js, xs, shape, params, macs))
         if s.type in HEADS: _validate_head(self, layers)
+        if 'share_index' in s: _check_share(s, layers)
     return layers
 
 # %% ../../nbs/network/07_cfg.ipynb #2101008d

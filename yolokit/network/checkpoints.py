@@ -9,12 +9,33 @@ __all__ = ['to_checkpoint', 'from_checkpoint', 'load_checkpoint', 'match_classes
 from dataclasses import dataclass
 from pathlib import Path
 import torch
+from ..core.untrusted import quote, visible
 from . import safe_pickle, zoo
-from .cfg import Cfg, conv_params, head_sections
+from .cfg import Cfg, CfgError, conv_params, head_sections
 from .layers import Implicit
 from .model import cfg_without_batchnorm, Detector
 from .weights import guess_file_type, LoadReport, TensorRecord, WeightsError
 from .safe_pickle import InertObject, LazyTensor, UnsafeCheckpoint
+
+# %% ../../nbs/network/13_checkpoints.ipynb #dd9a51d6
+def _check_saved(saved: dict) -> None:
+    "UnsafeCheckpoint for fields that are not what `to_checkpoint` writes."
+    for k, kind in (('cfg', str), ('cfg_name', str), ('names', list), ('tensors', dict)):
+        if not isinstance(saved.get(k), kind): raise UnsafeCheckpoint(f'its {k} is {quote(saved.get(k))}')
+    for k, within, kind in (('names', saved['names'], str), ('tensors', saved['tensors'], str),
+                            ('tensors', saved['tensors'].values(), LazyTensor | torch.Tensor)):
+        odd = next((x for x in within if not isinstance(x, kind)), within)
+        if odd is not within: raise UnsafeCheckpoint(f'its {k} hold {quote(odd)}')
+
+def _sound(name: str, t, # LazyTensor or tensor
+           variance: bool = False) -> torch.Tensor:
+    "A tensor's numbers; UnsafeCheckpoint for NaN, infinity, or a variance so far below zero that no ε lifts it."
+    t = t.tensor() if isinstance(t, LazyTensor) else t
+    if n := int((~t.isfinite()).sum()):
+        raise UnsafeCheckpoint(f'{visible(name)}: {n:,} of {t.numel():,} numbers are NaN or infinite: the training '
+                               f'diverged, take an earlier file')
+    if variance and (t < -1e-5).any(): raise UnsafeCheckpoint(f'{visible(name)} holds a variance below zero')
+    return t
 
 # %% ../../nbs/network/13_checkpoints.ipynb #1ac0be54
 def to_checkpoint(detector,
@@ -28,8 +49,16 @@ def to_checkpoint(detector,
 def from_checkpoint(saved: dict, # of `to_checkpoint`
                    ) -> Detector:
     "The detector of such a dictionary."
+    _check_saved(saved)
     d = Detector(Cfg.parse(saved['cfg'], saved['cfg_name'] + '.cfg'), saved['names'])
-    d.load_state_dict({k: t.tensor() if isinstance(t, LazyTensor) else t for k, t in saved['tensors'].items()})
+    mine, theirs = d.state_dict(), saved['tensors']
+    if odd := sorted(mine.keys() ^ theirs.keys()):
+        raise UnsafeCheckpoint(f'{quote(odd[0])} is in {"it" if odd[0] in theirs else "its cfg"} only, and '
+                               f'{len(odd) - 1} others')
+    for k, t in mine.items():
+        if tuple(theirs[k].shape) != tuple(t.shape):
+            raise UnsafeCheckpoint(f'{k} is {quote(tuple(theirs[k].shape))}, its cfg makes it {tuple(t.shape)}')
+    d.load_state_dict({k: _sound(k, t, k.endswith('running_var')) for k, t in theirs.items()})
     return d
 
 # %% ../../nbs/network/13_checkpoints.ipynb #a8ce4998
@@ -84,10 +113,7 @@ def _copy_foreign(detector, found: dict) -> Detector: # layer: _ForeignLayer
         for t, a in pairs:
             if a is None or tuple(t.shape) != a.shape:
                 raise UnsafeCheckpoint(f'{u.name}: {a}, where layer {i} needs {tuple(t.shape)}')
-            t.copy_(numbers := a.tensor())
-            if n := int((~numbers.isfinite()).sum()):
-                raise UnsafeCheckpoint(f'{u.name} (layer {i}): {n:,} of {numbers.numel():,} numbers are NaN or '
-                                       f'infinite: the training diverged, take an earlier file')
+            t.copy_(_sound(f'{u.name} (layer {i})', a, t is getattr(getattr(m, 'bn', None), 'running_var', None)))
     return detector
 
 def _cfg_folded_like(cfg: Cfg, found: list) -> Cfg: # found: of _ForeignLayer
@@ -96,7 +122,7 @@ def _cfg_folded_like(cfg: Cfg, found: list) -> Cfg: # found: of _ForeignLayer
 
 # %% ../../nbs/network/13_checkpoints.ipynb #fec72650
 def _class_basename(r): return r.kind.rpartition('.')[2] if isinstance(r, InertObject) else type(r).__name__
-def _submodules(r): return list(((r.get('_modules') if isinstance(r, InertObject) else None) or {}).values())
+def _submodules(r): return list(safe_pickle.module_parts(r).values()) if isinstance(r, InertObject) else []
 
 def _walk_modules(r: InertObject, # a pickled network, known to be a tree
                  ) -> list:  # of InertObject
@@ -134,6 +160,20 @@ def _yolov5_tree(model: InertObject) -> tuple: # (modules, the head, how many st
     return layers, head, heads
 
 # %% ../../nbs/network/13_checkpoints.ipynb #2a6bd272
+def _yolov5_classes(model: InertObject, head: InertObject,
+                    weights: list, # of the head's convolutions
+                    anchors: int, # of each of them
+                   ) -> tuple: # (nc, names)
+    "Classes that the head's own tensors have room for, and their names; UnsafeCheckpoint where they do not agree."
+    nc, channels = head.get('nc'), {w.shape[0] for w in weights}
+    if type(nc) is not int or nc < 1 or channels != {anchors*(nc + 5)}:
+        raise UnsafeCheckpoint(f'nc={quote(nc)}, but its head has {quote(channels)} channels for {anchors} anchors')
+    names = model.get('names') or [str(i) for i in range(nc)]
+    if not isinstance(names, dict | list) or len(names) != nc:
+        raise UnsafeCheckpoint(f'{nc} classes with the names {quote(names)}')
+    return nc, list(names.values() if isinstance(names, dict) else names)
+
+# %% ../../nbs/network/13_checkpoints.ipynb #b97c1ed7
 def _from_yolov5(model: InertObject, name: str) -> Detector: # name: of the file, for the cfg
     "The detector of a pickled YOLOv5 network."
     layers, head, heads = _yolov5_tree(model)
@@ -146,16 +186,15 @@ def _from_yolov5(model: InertObject, name: str) -> Detector: # name: of the file
     if not sized or not isinstance(anchors, LazyTensor) or not isinstance(stride, LazyTensor):
         raise UnsafeCheckpoint('its yaml, anchors or stride are missing')
     anchors = (anchors.tensor().double()*stride.tensor().double().view(-1, 1, 1)).reshape(-1, 2).tolist()
-    nc = head.get('nc')
-    names = model.get('names') or [str(i) for i in range(nc)]
+    found = _foreign_layers(arrays)
+    last = [u.weight for u in found if u.name.startswith(f'model.{len(layers) - 1}.')]
+    nc, names = _yolov5_classes(model, head, last, len(anchors)//heads)
     size = next((f'{k}{6 if heads == 4 else ""}' for k, v in zoo.V5_MULTIPLES.items() if v == (depth, width)),
                 f'-{depth}-{width}')
     cfg = zoo.yolov5(nc, anchors, depth=depth, width=width, p6=heads == 4).cfg(f'yolov5{size}')
-    found = _foreign_layers(arrays)
     at, cfg = {u.name.removesuffix('.conv'): u for u in found}, _cfg_folded_like(cfg, found)
     want = _expected_layers(cfg)
     _match_layers([(i, shape, bn, at.get(author)) for i, shape, bn, author in want], len(found))
-    names = names.values() if isinstance(names, dict) else names
     return _copy_foreign(Detector(cfg, [str(n) for n in names]), {i: at[author] for i, _, _, author in want})
 
 # %% ../../nbs/network/13_checkpoints.ipynb #d297543e
@@ -228,15 +267,21 @@ def _from_state_dict(arrays: dict, cfg) -> Detector: # cfg: a Cfg, a path, a nam
 # %% ../../nbs/network/13_checkpoints.ipynb #1ecab7eb
 def _extract_weights(saved): # -> InertObject of a network or dict of LazyTensors
     "The weights worth having in what a checkpoint holds."
+    for _ in range(8): # a checkpoint inside a checkpoint
+        held = next((saved[k] for k in ('ema', 'model', 'state_dict') if isinstance(saved, dict)
+                     and isinstance(saved.get(k), dict | InertObject)), None)
+        if held is None: break
+        saved = held
     if isinstance(saved, dict):
-        for k in ('ema', 'model', 'state_dict'):
-            if isinstance(saved.get(k), dict | InertObject): return _extract_weights(saved[k])
         if arrays := {k: a for k, a in saved.items() if isinstance(a, LazyTensor)}: return arrays
-    while isinstance(saved, InertObject) and _class_basename(saved) in ('DataParallel', 'DistributedDataParallel'):
-        saved = saved.get('_modules', {}).get('module')
-    if isinstance(saved, InertObject): return saved
-    held = ', '.join(map(str, list(saved)[:5])) if isinstance(saved, dict) else type(saved).__name__
+    for _ in range(8): # a wrapper may hold itself
+        if not isinstance(saved, InertObject) or _class_basename(saved) not in _WRAPPERS: break
+        saved = safe_pickle.module_parts(saved).get('module')
+    if isinstance(saved, InertObject) and _class_basename(saved) not in _WRAPPERS: return saved
+    held = ', '.join(map(quote, list(saved)[:5])) if isinstance(saved, dict) else quote(saved)
     raise UnsafeCheckpoint(f'a checkpoint without a network; it holds {held}')
+
+_WRAPPERS = 'DataParallel', 'DistributedDataParallel'
 
 # %% ../../nbs/network/13_checkpoints.ipynb #6bb9ed2c
 def load_checkpoint(path,
@@ -257,7 +302,11 @@ def load_checkpoint(path,
         if isinstance(net, InertObject) and net.kind.startswith('models.yolo.'):
             kind = 'YOLOv5 checkpoint'; return _from_yolov5(net, path.name)
         return _from_state_dict(safe_pickle.module_state_dict(net) if isinstance(net, InertObject) else net, cfg)
-    except UnsafeCheckpoint as e: raise WeightsError(f'{path}: this {kind} was not loaded: {e}') from None
+    except (UnsafeCheckpoint, CfgError) as e: why = str(e)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, ArithmeticError, OSError,
+            MemoryError) as e: # what a network cannot be built from, whichever step finds it
+        why = f'what is in it does not make a network ({type(e).__name__}: {visible(str(e)[:200])})'
+    raise WeightsError(f'{path}: this {kind} was not loaded: {why}')
 
 # %% ../../nbs/network/13_checkpoints.ipynb #c15bc2b0
 def match_classes(dst, src,

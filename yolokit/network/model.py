@@ -14,6 +14,7 @@ import numpy as np, torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from ..core.files import patch
+from ..core.environment import available_memory
 from .cfg import HEADS, Cfg, CfgError, head_anchor_ids, head_sections
 from .layers import build_layer, Implicit, Local
 
@@ -114,8 +115,18 @@ def decode(m: torch.Tensor, # (B, A·(5+nc), h, w) a head's raw map
 def _last_uses(plan: list, # of Layer
               ) -> list: # for every layer the numbers of the maps nobody reads after it
     "When each map may be forgotten; -1 is the network's input."
-    last = {j: l.index for l in plan for j in [l.index, *l.inputs]}
-    return [[j for j in last if last[j] == l.index] for l in plan]
+    last, out = {j: l.index for l in plan for j in [l.index, *l.inputs]}, [[] for _ in plan]
+    for j, i in last.items(): out[i].append(j)
+    return out
+
+def _weigh(cfg: Cfg, plan: list, limit: int | None) -> None: # limit: bytes; None: what the machine has left
+    "CfgError for a network whose weights and two largest maps, counted before any is made, do not fit."
+    params = sum(l.params for l in plan)
+    maps = max((math.prod(l.shape) + sum(map(math.prod, l.in_shapes)) for l in plan), default=0)
+    need, have = 4*(params + maps), available_memory() if limit is None else limit
+    if need <= have: return
+    raise cfg.net.error(f'a network that fits into {have/1e9:.1f} GB; Detector(cfg, limit=bytes) lifts this',
+                        f'{params:,} parameters and maps of {4*maps/1e9:.1f} GB, {need/1e9:,.1f} GB in all', 'width')
 
 # %% ../../nbs/network/09_model.ipynb #cc6034b8
 _INITS = 'he', 'v5', 'yolor', 'darknet'   # who draws the first weights
@@ -158,9 +169,10 @@ class Detector(nn.Module):
                  names=None, # class names, else '0', '1', …
                  seed=0,     # of the first weights
                  init='he',  # who draws them: he, v5, yolor or darknet
+                 limit: int | None = None, # bytes that weights and maps may take; None: what the machine has left
                 ):
         super().__init__()
-        plan = cfg.plan()
+        _weigh(cfg, plan := cfg.plan(), limit)
         with torch.device('meta'): self.layers = nn.ModuleList(build_layer(l) for l in plan)
         self.to_empty(device='cpu')
         self.cfg, self.heads = cfg, [parse_head(cfg, plan, l) for l in plan if l.type in HEADS]
@@ -173,7 +185,7 @@ class Detector(nn.Module):
         self.shared = {l.index: k if k >= 0 else l.index + k for l in plan
                        if l.type == 'convolutional' and (k := l.section.int('share_index', -10**9)) > -10**9}
         self.share()
-        self.spans = []     # ranges of layers, see `enable_activation_checkpointing`
+        self.spans = [] # ranges of layers, see `enable_activation_checkpointing`
         self.nc, self.names = _resolve_class_names(self, names)
         _init_weights(self, seed, init)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, torch
 from torch import nn
+from ..core.untrusted import open_regular
 from ..core.files import atomic_write
 from .cfg import head_sections
 from .layers import SE, Connected, Conv, Implicit, Local, Shortcut
@@ -97,9 +98,16 @@ class LoadReport:
 class WeightsError(ValueError):
     "A weights file that does not fit: which file, where it stopped, what to do."
 
+def _first_bytes(path, n: int) -> bytes:
+    "The beginning of a file; WeightsError where it cannot be opened."
+    try:
+        with open_regular(path) as f: return f.read(n)
+    except FileNotFoundError: raise WeightsError(f'{path}: there is no such weights file') from None
+    except OSError as e: raise WeightsError(f'{path}: cannot be opened: {e.strerror or e}') from None
+
 def _read_header(path) -> tuple: # (version, seen, bytes of the header)
     "Version and images seen of a `.weights` file."
-    head = Path(path).open('rb').read(20)
+    head = _first_bytes(path, 20)
     if len(head) < 16: raise WeightsError(f'{path}: {len(head)} bytes, not even a header; the download broke off?')
     version = struct.unpack('<3i', head[:12])
     wide = version[0]*10 + version[1] >= 2
@@ -114,7 +122,7 @@ def _write_header(version, seen): # -> bytes
 # %% ../../nbs/network/11_weights.ipynb #2c133823
 def guess_file_type(path) -> str:
     "A guess in words at what a file really is, from its first bytes; nothing in it is run."
-    b = Path(path).open('rb').read(512)
+    b = _first_bytes(path, 512)
     if b[:2] == b'PK': return 'a zip file such as a PyTorch checkpoint (.pt)'
     if b[:1] == b'\x80': return 'an old PyTorch checkpoint or another pickle'
     if b.lstrip()[:1] == b'<': return 'a web page (a download link saved instead of the file?)'
