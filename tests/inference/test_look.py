@@ -6,7 +6,7 @@ import yolokit
 from small import checkout
 from yolokit.core.images import read_image
 from yolokit.network.cfg import Cfg
-from yolokit.network.checkpoints import save_detector
+from yolokit.training.train import save_detector
 from yolokit.network.model import Detector
 from yolokit.inference.detect import detect
 

@@ -144,7 +144,7 @@ def _age(run: Run, now: float) -> str: # seconds since 1970
 def resolve_data(data: str, # a path, or the address of a set that was prepared in shards
                 ) -> Path:
     "The folder or file that a user names; FormatError where nothing usable is at an address."
-    return open_store(data) if '://' in data else resolve_path(data)
+    return open_store(data) if '://' in str(data) else resolve_path(data)
 
 # %% ../../nbs/apps/74_config.ipynb #c923ac08
 _MANY = 500 # pictures from which on a comparison of runtimes, some seconds, is worth its time

@@ -8,6 +8,7 @@ __all__ = ['LeaderboardError', 'params_and_macs', 'detection_settings', 'write_r
 
 # %% ../../nbs/evaluation/59_leaderboard.ipynb #ca49a323
 import csv, hashlib, io, json, os, re, time
+from glob import glob
 from pathlib import Path
 import numpy as np, torch
 from ..core.untrusted import escape_csv, escape_html, escape_markdown
@@ -181,7 +182,7 @@ def read_rows(folder=None, # where runs lie; None: runs
              ) -> list: # of dicts; a folder that cannot be read is reported and passed over
     "Every judged folder under runs/, and below each run."
     folder, out = runs.runs_folder(folder), []
-    for p in sorted([*folder.glob('*/judged.json'), *folder.glob('*/*/judged.json')]):
+    for p in sorted(folder/f for n in ('*/judged.json', '*/*/judged.json') for f in glob(n, root_dir=folder)):
         try: out.append(_read_row(p, folder))
         except FileNotFoundError: continue             # a run that is being removed
         except (OSError, ValueError, KeyError, TypeError) as e:

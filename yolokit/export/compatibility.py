@@ -332,7 +332,7 @@ _RULES += [
     _Rule('darknet deepstream', 'silent', 'yolo Gaussian_yolo', 'mask', _mask_beyond_num,
           _MORE_THAN_NUM + ': it reads beside the anchors', _LAST_ANCHOR),
     _Rule('opencv', 'rejected', 'yolo Gaussian_yolo', 'mask', _mask_beyond_num, _MORE_THAN_NUM, _LAST_ANCHOR),
-    _Rule('onnx tensorrt', 'ignored', 'yolo Gaussian_yolo', 'mask', _mask_beyond_num,
+    _Rule('onnx tensorrt openvino ncnn', 'ignored', 'yolo Gaussian_yolo', 'mask', _mask_beyond_num,
           _MORE_THAN_NUM + ': the anchors are counted instead, -1 is the last one', _LAST_ANCHOR),
     _Rule('opencv', 'rejected', 'yolo region', 'anchors', _wrong_anchor_count, 'anchors: their number must be 2 × num',
           'Set num.'),

@@ -187,6 +187,10 @@ def _reread_header(path, version: tuple, start: int) -> tuple: # seen, bytes of 
     return seen, start, (f'its header has {start} bytes although version {".".join(map(str, version))} says '
                          f'{36 - start}: read so, since the size is exact then')
 
+def _has_other_header(path, start: int) -> bool: # bytes that the version says, 16 or 20
+    "The upper half of a long count of images is zero, a weight is not: else the file was cut or is too long."
+    return any(Path(path).open('rb').read(20)[16:]) == (start == 20)
+
 def _check_numbers(f, path, detector, i: int, s, name: str, t, at: int) -> None: # an open file; a row of `layout`
     "WeightsError for NaN, infinity, or a variance so far below zero that Darknet's ε does not lift it."
     f.seek(at)
@@ -209,7 +213,7 @@ def read_weights(detector, path,
     tables = [layout(detector, max(version[:2]) > 1000, implicit) for implicit in (False, True)]
     sizes = [4*sum(t.numel() for *_, t in table) for table in tables]
     word, fits = '', [start + n <= size < start + n + 4 for n in sizes]
-    if not any(fits) and any(36 - start + n == size for n in sizes):            # the other of 16 and 20 bytes
+    if not any(fits) and any(36 - start + n == size for n in sizes) and _has_other_header(path, start):
         seen, start, word = _reread_header(path, version, start)
         fits = [start + n == size for n in sizes]
     bare = fits == [True, False]                            # YOLOR's own files leave implicit layers out
