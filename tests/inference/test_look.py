@@ -11,7 +11,7 @@ from yolokit.network.model import Detector
 from yolokit.inference.detect import detect
 
 README = Path(__file__).parents[2]/'README.md'
-LOW = 1e-3
+LOW = 1e-6
 
 
 @pytest.fixture

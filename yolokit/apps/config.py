@@ -87,10 +87,10 @@ def resolve_weights(word: str, # a run's name, a path, a published name, or 'non
 def load(word: str, # a run's name, a path, or a published name
         ) -> Detector: # which may be called with a picture, a list, a folder or a video too
     "The detector that a word stands for; ConfigError where there is none. Published weights know COCO's class names."
-    if word in list_pretrained() and not _find_weights(word): return with_calls(load_pretrained(word))
+    if word in list_pretrained() and not _find_weights(word): return with_calls(load_pretrained(word).eval())
     file = resolve_weights(word)
     if file is None: raise ConfigError('load: name a run, a file of weights, or published weights')
-    return with_calls(load_model(file))
+    return with_calls(load_model(file).eval())
 
 # %% ../../nbs/apps/74_config.ipynb #b94b241d
 @dataclass
