@@ -6,7 +6,7 @@
 # docker run --rm --gpus all --shm-size 8g -v "$PWD/runs:/home/yolo/yolokit/runs" yolokit papermill nbs/train.ipynb -p stage finetune
 FROM python:3.11-slim
 
-# gcc/g++: compile=True (43_compile); libgl1, libglib2.0-0: opencv-python; fonts-nanum: Korean labels
+# gcc/g++: compile=True (45_compile); libgl1, libglib2.0-0: opencv-python; fonts-nanum: Korean labels
 RUN apt-get update && apt-get install -y --no-install-recommends \
         gcc g++ make git libgl1 libglib2.0-0 fonts-nanum && rm -rf /var/lib/apt/lists/*
 
