@@ -24,7 +24,8 @@ LAYERS = dict(
     depthwise='[depthwise]\nfilters=16\nsize=3\npad=1\nactivation=relu6\n' + YOLO, se='[se]\nfilters=16\n' + YOLO,
     xnor='[convolutional]\nfilters=8\nsize=3\npad=1\nxnor=1\nactivation=leaky\n' + YOLO,
     depth_pool='[maxpool]\nmaxpool_depth=1\nout_channels=5\n' + YOLO,
-    local='[local]\nfilters=6\nsize=3\nstride=1\nactivation=leaky\n[deconvolutional]\nfilters=4\nsize=3\nactivation=relu\n' + YOLO,
+    local=('[local]\nfilters=6\nsize=3\nstride=1\nactivation=leaky\n'
+           '[deconvolutional]\nfilters=4\nsize=3\nactivation=relu\n' + YOLO),
     plain_back='[reorg]\nstride=2\nreverse=1\n' + YOLO, scramble_back='[reorg3d]\nstride=2\nreverse=1\n' + YOLO,
     gaussian=HEAD.format(n=22, kind='Gaussian_yolo', mask='mask=0,1\n'),
     region=HEAD.format(n=14, kind='region', mask='softmax=1\n'),
