@@ -215,13 +215,14 @@ def test_mutated_cfgs_and_weights_long(tmp_path): check_cfgs(tmp_path, range(100
 
 NET = '[net]\nwidth=64\nheight=64\nchannels=3\n'
 @pytest.mark.parametrize('body, line, says', [
-    ('[convolutional]\nstride=0', 6, '`stride` of 1'), ('[se]\nreduction=0', 6, '`reduction` of 1'),
+    ('[convolutional]\nstride=0', 6, '`stride` of at least 1'), ('[se]\nreduction=0', 6, '`reduction` of at least 1'),
     ('[convolutional]\nshare_index=5', 6, 'a convolution above'), ('[convolutional]\nfilters=' + '9'*5000, 6, 'digits'),
-    ('[convolutional]\nsize=3\ndilation=-1', 7, '`dilation` of 1'), ('[convolutional]\ngroups=0', 6, '`groups` of'),
-    ('[convolutional]\nfilters=18\nactivation=linear\n[yolo]\nclasses=0', 9, '`classes` of 1'),
-    ('[convolutional]\nfilters=18\n[yolo]\nclasses=1\nmask=-1\nanchors=1,1', 9, 'in its mask'),
+    ('[convolutional]\nsize=3\ndilation=-1', 7, '`dilation` of at least 1'),
+    ('[convolutional]\ngroups=0', 6, '`groups` of at least 1'),
+    ('[convolutional]\nfilters=18\nactivation=linear\n[yolo]\nclasses=0', 9, '`classes` of at least 1'),
+    ('[convolutional]\nfilters=6\n[yolo]\nclasses=1\nmask=-3\nanchors=1,1', 9, 'in its mask'),
     ('[convolutional]\nfilters=18\n[yolo]\nclasses=1\nmask=0\nanchors=1e999,1', 10, 'a number for `anchors`'),
-    ('[convolutional]\nfilters=18\n[yolo]\nclasses=1\nnum=999999999\nanchors=1,1', 9, '`num` of 1'),
+    ('[convolutional]\nfilters=18\n[yolo]\nclasses=1\nnum=999999999\nanchors=1,1', 9, '`num` of at most'),
     ('[upsample]\nstride=10000\n'*8, 5, 'a map of 1 to'),
     ('[convolutional]\nsize=1\n' + '[route]\nlayers=-1,-1\n'*90, None, '')])
 def test_a_cfg_is_weighed_before_it_is_built(body, line, says):

@@ -330,8 +330,8 @@ def _deconv_shape(s, xs):
 def _se_shape(s, xs):
     "Two layers without bias between the means of the channels and their gates (SpursLipu's)."
     c, n = xs[0][0], xs[0][0] // s.int('reduction', 4)
-    if n < 1: raise s.error(f'a reduction of at most {c}, the channels above it', s.int('reduction', 4), 'reduction')
     if s.int('filters', c) != c: raise s.error(f'filters={c}, the channels above it', s['filters'], 'filters')
+    if n < 1: raise s.error(f'a reduction of at most {c}, the channels above it', s.int('reduction', 4), 'reduction')
     return xs[0], 2 * c * n, 2 * c * n
 
 # %% ../../nbs/network/08_cfg.ipynb #d1e5c81a
@@ -495,7 +495,8 @@ def _check_ranges(s: _Section) -> None:
         n = s.int(key)
         if key == 'stride' and s.type == 'upsample': n = abs(n) # a negative one shrinks
         if key in ('stride_x', 'stride_y') and n < 1: continue # Darknet takes the stride then
-        if not least <= n <= most: raise s.error(f'`{key}` of {least:,} to {most:,}', s.int(key), key)
+        if n < least: raise s.error(f'`{key}` of at least {least}', s.int(key), key)
+        if n > most: raise s.error(f'`{key}` of at most {most:,}', s.int(key), key)
 
 def _check_share(s: _Section, layers: list) -> None:
     "CfgError for a `share_index` that names no convolution of the same weights above."
