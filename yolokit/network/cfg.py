@@ -11,6 +11,7 @@ import difflib, math, re, warnings
 from functools import lru_cache
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 from ..core.untrusted import quote, read_regular, visible
 from ..core.files import patch
 
@@ -30,8 +31,7 @@ _OPTION = re.compile(r'^\ufeff?\s*([^=#;\[]*?)\s*=\s*([^#;]*?)\s*(?:[#;].*)?$', 
 _ALIASES = dict(conv='convolutional', max='maxpool', avg='avgpool', conn='connected', soft='softmax', network='net',
                lrn='normalization', empty='silence', local_avg='local_avgpool', deconv='deconvolutional')
 
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(NamedTuple):
     "One `key=value` line."
     key: str    # without blanks
     value: str  # as written, without the blanks and the comment around it
