@@ -1,4 +1,5 @@
-"""Side by side with YOLOv5: a training step, a loader and detection from a folder, each side in a process of its own, taking turns in one run.
+"""Side by side with YOLOv5: a training step, a loader and detection from a folder, each side in a process of its own,
+taking turns in one run.
 
     python bench/peers.py ~/yolov5-v6.1 --python ~/venv-with-pandas/bin/python [--only step|loader|detect] [--turns 7]
 

@@ -151,10 +151,12 @@ def test_lines_and_paragraphs_are_short(path):
 
 
 def test_lines_of_python_files_are_short():
+    long = []
     for p in [*(ROOT/'tests').rglob('*.py'), *(ROOT/'bench').glob('*.py'), *(ROOT/'docs').rglob('*.py'),
               ROOT/'yolokit/__init__.py', ROOT/'yolokit/__main__.py']:
         for k, line in enumerate(p.read_text(encoding='utf-8').splitlines(), 1):
-            assert len(line) <= 120, f'{p.relative_to(ROOT)}:{k}: {len(line)} characters'
+            if len(line) > 120: long.append(f'{p.relative_to(ROOT)}:{k}: {len(line)} characters')
+    assert not long, '\n'.join(long)
 
 
 @pytest.mark.parametrize('path', **ids(CHAPTERS))

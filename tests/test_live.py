@@ -1,6 +1,6 @@
 """The inspector in a live JupyterLab in headless Chromium: keys, mouse, filters, the file on disk, and all of it once
 more after a reload."""
-import json, os, subprocess, sys
+import json, os, subprocess, sys, time
 from contextlib import contextmanager
 from pathlib import Path
 import nbformat, numpy as np, pytest
@@ -65,9 +65,13 @@ def selected(page):
                    "'height'].map(k => +r.getAttribute(k))})()")
 
 def touch(page):
-    "Click the picture: the keys are the inspector's then."
-    page.click(SVG)
-    page.wait("Boolean(document.activeElement.closest('.yk-inspector'))")
+    "Click the picture: the keys are the inspector's then. A click is lost where the picture is drawn anew under it."
+    focused, end = "Boolean(document.activeElement.closest('.yk-inspector'))", time.monotonic() + 40
+    while True:
+        page.click(SVG)
+        try: return page.wait(focused, 4)
+        except TimeoutError:
+            if time.monotonic() > end: raise
 
 @contextmanager
 def opened(tmp_path):

@@ -6,8 +6,6 @@ from small import unjudged
 from yolokit.apps import capsule
 from yolokit.apps.capsule import CapsuleConfig, run_capsule
 from yolokit.apps.train import train, TrainConfig
-from yolokit.core.files import sha256
-from yolokit.training.runs import Run
 
 TINY = dict(data='squares', network='tiny.cfg', weights='none', recipe='scratch', stage='baseline', bs=4, workers=0,
             threads=1, device='cpu', amp='off')
@@ -113,16 +111,19 @@ def test_another_picture_or_package_is_named(sent, root, monkeypatch):
     image = root/'squares/images/train/train3.png'
     was = image.read_bytes()
     shutil.copyfile(root/'squares/images/train/train4.png', image)
-    with pytest.raises(ValueError, match='data .*train3.png: other bytes'): run_capsule(CapsuleConfig(replay=str(small)))
+    with pytest.raises(ValueError, match='data .*train3.png: other bytes'):
+        run_capsule(CapsuleConfig(replay=str(small)))
     image.write_bytes(was)
     real = capsule._here
     def elsewhere(dev):
         here = real(dev)
-        return here | dict(instructions='NONE', packages=here['packages'] | dict(numpy=dict(version='1.0', sha256='0'*64)))
+        packages = here['packages'] | dict(numpy=dict(version='1.0', sha256='0'*64))
+        return here | dict(instructions='NONE', packages=packages)
     monkeypatch.setattr(capsule, '_here', elsewhere)
     real_train = capsule.train
     monkeypatch.setattr(capsule, 'train', lambda c: real_train(TrainConfig(**vars(c) | dict(seed=1))))
-    with pytest.raises(ValueError, match='the weights are not those') as e: run_capsule(CapsuleConfig(replay=str(small)))
+    with pytest.raises(ValueError, match='the weights are not those') as e:
+        run_capsule(CapsuleConfig(replay=str(small)))
     assert 'package numpy' in str(e.value) and 'instruction set' in str(e.value)
 
 

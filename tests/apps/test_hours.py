@@ -4,7 +4,7 @@ import pytest
 from small import unjudged
 from yolokit.training.deadline import deadline_at, resumed_plan
 from yolokit.training.recipes import TrainError
-from yolokit.training.runs import Run, read_csv
+from yolokit.training.runs import read_csv
 from yolokit.apps.train import train, TrainConfig
 
 TINY = dict(data='squares', network='tiny.cfg', bs=4, workers=0, threads=1, device='cpu', stage='baseline',

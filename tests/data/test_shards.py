@@ -1,11 +1,10 @@
 "Shards: the same batches as from files, whatever a server does; workers that do not grow."
-import hashlib, io, json, os, tarfile, time
+import hashlib, json, os, tarfile, time
 import numpy as np
 import pytest
 from ranges import ranges
 from yolokit.core import images
-from yolokit.core.images import ImageError
-from yolokit.data import loader as data_loader, shards
+from yolokit.data import shards
 from yolokit.data.augment import Augment
 from yolokit.data.loader import Loader
 from yolokit.data.shards import StoreError, open_store

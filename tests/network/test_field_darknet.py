@@ -1,6 +1,5 @@
 "Files as people have them (shared/data/field/darknet): what each should do, and others of its kind."
 import warnings
-from pathlib import Path
 import numpy as np, pytest, torch
 from yolokit.core.files import project_root
 from yolokit.export.bundles import to_darknet
@@ -41,6 +40,7 @@ def small(mask='mask=0,1,2', num='num=3', more='', filters=21):
 def test_mask_beyond_num_is_found_by_every_target_and_written_right(mask, num):
     cfg = small(mask, num)
     for t in RUNTIMES: assert any(f.key == 'mask' for f in check_compatibility(cfg, t)), t
+    assert not any(f.effect == 'rejected' for f in check_compatibility(cfg, 'onnx')) # to_onnx writes it right
     d = Detector(cfg).eval()
     lowered = lower_to_darknet(d)[0]
     s = lowered.cfg.sections[-1]
@@ -137,8 +137,12 @@ def test_variances(tmp_path, value, word):
     d = Detector(small(more='batch_normalize=1'))
     d.layers[0].bn.running_var[3] = value
     write_weights(d, tmp_path/'x.weights')
-    if not word: return read_weights(d, tmp_path/'x.weights')
-    with pytest.raises(WeightsError, match=word): read_weights(d, tmp_path/'x.weights')
+    again = Detector(d.cfg)
+    if word:
+        with pytest.raises(WeightsError, match=word): read_weights(again, tmp_path/'x.weights')
+    else:
+        read_weights(again, tmp_path/'x.weights')
+        assert state_hash(again) == state_hash(d)
 
 @needs_field
 def test_field_headers_and_stray_bytes():
@@ -161,11 +165,12 @@ def test_a_short_header_under_a_new_version(tmp_path):
 
 @needs_field
 def test_field_nan_is_named_with_its_layer():
-    with pytest.raises(WeightsError, match=r'layer \d.*NaN'): read_weights(Detector(Cfg.read(BARE)), FIELD/'14_nan.weights')
+    d = Detector(Cfg.read(BARE))
+    with pytest.raises(WeightsError, match=r'layer \d.*NaN'): read_weights(d, FIELD/'14_nan.weights')
 
 @needs_field
 def test_field_counters_of_thop():
-    d = load_checkpoint(FIELD/'05_thop_total_ops.pt', cfg=FIELD/'04_yolov3-parking.cfg', )
+    d = load_checkpoint(FIELD/'05_thop_total_ops.pt', cfg=FIELD/'04_yolov3-parking.cfg')
     assert torch.isfinite(d(torch.rand(1, 3, 64, 64))[0]).all()
 
 @needs_field

@@ -3,7 +3,7 @@ import json, random
 
 import pytest
 
-from yolokit.training.deadline import (Costs, Course, Deadline, deadline_at, first_plan, moment, resumed_plan,
+from yolokit.training.deadline import (Costs, Deadline, first_plan, resumed_plan,
                                        stored_plan)
 from yolokit.training.recipes import RECIPES, lr_and_momentum
 

@@ -1,7 +1,7 @@
 "The recipes of the challenges, number by number, restated here from what their authors wrote."
 import pytest
 from yolokit.network import zoo
-from yolokit.training.recipes import (RECIPES, accumulation, batches_done, compat_flags, lr_and_momentum,
+from yolokit.training.recipes import (RECIPES, accumulation, compat_flags, lr_and_momentum,
                                       multiscale_sizes, total_steps, TrainError)
 
 # names as the originals have them -> where the number is here

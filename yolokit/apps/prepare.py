@@ -93,7 +93,7 @@ def _decisions_for(o: PrepareConfig, source: Path, out: Path) -> str: # path; ''
     "The decisions that a preparation takes: those that are named, else those that lie beside the set, which is said."
     used = out/'repair/decisions.json'
     if o.decisions == KEEP: return str(used) if used.is_file() else ''
-    beside = [f for f in (decisions_file(out), decisions_file(source)) if f.name != '' and _decided(f)]
+    beside = [f for f in (decisions_file(out), decisions_file(source)) if _decided(f)]
     file = resolve_path(o.decisions) if o.decisions not in ('', 'none') else beside[0] if beside else None
     for f in beside:
         why = 'decisions=none' if o.decisions == 'none' else 'fix=False' if not o.fix else f'{file.name} goes first'

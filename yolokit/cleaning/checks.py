@@ -11,13 +11,12 @@ import dataclasses, hashlib, json, os, re, unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
-from io import BytesIO
 import numpy as np
 from PIL import Image
-from ..core.untrusted import escape_markdown, open_regular
+from ..core.untrusted import escape_markdown
 from ..core.boxes import box_area, box_iou_rowwise, clip_boxes, sort_corners
-from ..core.files import atomic_write, map_threaded, normalize_name, sha256
-from ..core.images import read_elsewhere
+from ..core.files import atomic_write, map_threaded, normalize_name
+from ..core.images import open_image
 from ..data.table import Table
 from .readings import READINGS, find_reading
 
@@ -325,8 +324,7 @@ def _probe_jpeg(head: bytes, # the first kilobytes
 # %% ../../nbs/cleaning/32_checks.ipynb #fff33e86
 def _head_length_tail(path: str) -> tuple: # bytes, int, bytes
     "The first four kilobytes of a file, its length, and its last 64 bytes."
-    if (data := read_elsewhere(path)) is not None: return data[:4096], len(data), data[-64:]
-    with open_regular(path) as f:
+    with open_image(path) as f:
         head, length = f.read(4096), f.seek(0, 2)
         f.seek(max(length - 64, 0))
         return head, length, f.read()
@@ -340,8 +338,7 @@ def _probe_image(path: str, # image file; '' for none
         whole = head[:2] == b'\xff\xd8' and tail.rstrip(b'\0').endswith(b'\xff\xd9')
         if whole and (plain := _probe_jpeg(head)):
             return dict(wh=plain[0], turn=1, mode=plain[1], whole=True, length=length)
-        data = read_elsewhere(path)
-        with open_regular(path) if data is None else BytesIO(data) as f, Image.open(f) as im:
+        with open_image(path) as f, Image.open(f) as im:
             # the plain getexif: PNG's own decodes the whole image
             turn, mode, wh = Image.Image.getexif(im).get(0x112, 1), im.mode, im.size
             if 'transparency' in im.info: mode = 'RGBA'
@@ -443,7 +440,7 @@ def _twin_findings(reason: str, i: list, a: list, text: list) -> dict: # rows in
 # %% ../../nbs/cleaning/32_checks.ipynb #3223c1b3
 def _digest(path: str) -> str:
     "The sha256 of a picture, wherever it is."
-    return sha256(path) if (data := read_elsewhere(path)) is None else hashlib.sha256(data).hexdigest()
+    with open_image(path) as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
 def _check_duplicate_images(t: Table, seen: list # of `_probe_image`
                            ) -> list: # of columns
@@ -487,8 +484,7 @@ def video_frame(file: str, # name of an image
 def _gray_thumbnail(path) -> np.ndarray: # (256,) of mean 0 and length 1; zeros where it cannot be read
     "A thumbnail of 16 × 16 cells, normalised, for a correlation."
     try:
-        data = read_elsewhere(path)
-        with open_regular(path) if data is None else BytesIO(data) as f, Image.open(f) as im:
+        with open_image(path) as f, Image.open(f) as im:
             im.draft('L', (64, 64)) # a JPEG is decoded at an eighth of its size
             v = np.asarray(im.convert('L').resize((16, 16), Image.Resampling.BOX), float).ravel()
     except Exception: return np.zeros(256) # whatever a decoder makes of it

@@ -12,6 +12,7 @@ except ImportError: fcntl = None     # not on Windows
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
+from html import escape
 from importlib import import_module
 from importlib.util import find_spec
 from io import BytesIO
@@ -627,7 +628,7 @@ def stage(self: Inspector) -> str: # html
         middle = f'<div class="yk-row">{svg}<img src="{near}"></div>'
     return (f'<div class="yk"><div class="yk-text">{words}</div>{middle}<div class="yk-legend">{_LEGEND}</div>'
             f'<div class="yk-state" hidden>{escape_html(json.dumps(state))}</div>'
-            f'<img style="display:none" src="{_EMPTY_GIF}" onload="{escape_html(_SCRIPT)}"></div>')
+            f'<img style="display:none" src="{_EMPTY_GIF}" onload="{escape(_SCRIPT)}"></div>')
 
 _EMPTY_GIF = 'data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=='
 

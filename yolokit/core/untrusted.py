@@ -41,7 +41,7 @@ def visible(text, # of others, such as a name
 
 # %% ../../nbs/core/01_untrusted.ipynb #ec84cf35
 def escape_html(text) -> str:
-    "Text inside an HTML page, or inside an attribute with quotes."
+    "Text of others inside an HTML page, or inside an attribute with quotes; a newline becomes \\n."
     return escape(visible(text))
 
 _MARKS = re.compile(r'[&<>`*\[\]|~!#$\\]|(?<![^\W_])_|_(?![^\W_])|^[-+=]')

@@ -6,7 +6,7 @@
 __all__ = ['STORE_FILES', 'StoreError', 'parse_size', 'write_shards', 'shard_places', 'copy_index', 'open_store']
 
 # %% ../../nbs/data/29_shards.ipynb #07a684e2
-import hashlib, http.client, json, os, re, shutil, tarfile, threading, time, zlib
+import hashlib, http.client, os, re, shutil, tarfile, threading, time, zlib
 from contextlib import suppress
 from functools import lru_cache
 from importlib import import_module
@@ -15,9 +15,9 @@ from tempfile import TemporaryDirectory
 from urllib.parse import quote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 import numpy as np
-from ..core.console import log_line, progress_bar
+from ..core.console import progress_bar
 from ..core.download import download
-from ..core.files import FormatError, load_json, map_threaded, save_json
+from ..core.files import FormatError, load_json, map_threaded, save_json, sha256
 from ..core.images import ImageError, image_readers, read_bytes
 from .archives import cache_dir
 
@@ -257,14 +257,14 @@ def _keep_part(file: str, first: int, data: bytes) -> None:
 # %% ../../nbs/data/29_shards.ipynb #fc6d1603
 STORE_FILES = ('annotations.json', 'splits.json', 'dataset.yaml', 'shards.npy')
 
-def _fetch_file(url: str, path: Path, sha256: str | None = None) -> None:
+def _fetch_file(url: str, path: Path, want: str | None = None) -> None: # want: its sha256
     "A whole file from a server; FormatError where it is another."
-    if url.startswith(('http://', 'https://')): return download(quote(url, safe="/%:@!$&'()*+,;=~?#[]"), path, sha256)
+    if url.startswith(('http://', 'https://')): return download(quote(url, safe="/%:@!$&'()*+,;=~?#[]"), path, want)
     fs, at = _store(url)
     try: fs.get_file(at, str(path))
     except Exception as e: raise FormatError(url, f'{type(e).__name__}: {e}', 'Check address and login.') from None
-    with open(path, 'rb') as f: found = hashlib.file_digest(f, 'sha256').hexdigest()
-    if sha256 not in (None, found): raise FormatError(url, 'another file than the record says', 'Copy the set again.')
+    if want not in (None, sha256(path)):
+        raise FormatError(url, 'another file than the record says', 'Copy the set again.')
 
 def _room(folder: Path) -> int: # bytes
     "How much of a set is kept."

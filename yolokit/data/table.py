@@ -298,8 +298,8 @@ def _to_html(t: Table) -> str:
     row = lambda n, v: f'<tr><td style="text-align:left">{n}</td>{"".join(map(cell, v))}{cell(sum(v))}</tr>'
     body = ''.join(row(n, v) for n, v in rows)
     head = ''.join(f'<th>{escape_html(s) or "no split"}</th>' for s, _ in c)
-    return (f'<table class="tex2jax_ignore '
-            f'mathjax_ignore"><thead><tr><th></th>{head}<th>all</th></tr></thead><tbody>{body}</tbody></table>')
+    head = f'<thead><tr><th></th>{head}<th>all</th></tr></thead>'
+    return f'<table class="tex2jax_ignore mathjax_ignore">{head}<tbody>{body}</tbody></table>'
 
 # %% ../../nbs/data/16_table.ipynb #c22ab994
 @contextmanager

@@ -264,13 +264,15 @@ def to_darknet(detector: Detector,
 
 # %% ../../nbs/export/69_bundles.ipynb #baa1c63c
 def onnx_session(model, # path, bytes, or onnx.ModelProto
+                 cuda: bool = False, # on a GPU, where ONNX Runtime has one
                 ): # onnxruntime.InferenceSession
     "ONNX Runtime on as many threads as torch has; ImportError where it is not installed."
     ort = require('onnxruntime')
     o = ort.SessionOptions()
     o.intra_op_num_threads, o.log_severity_level = torch.get_num_threads(), 3
     if hasattr(model, 'SerializeToString'): model = model.SerializeToString()
-    return ort.InferenceSession(str(model) if isinstance(model, Path) else model, o, providers=['CPUExecutionProvider'])
+    kinds = ['CUDAExecutionProvider']*cuda + ['CPUExecutionProvider']
+    return ort.InferenceSession(str(model) if isinstance(model, Path) else model, o, providers=kinds)
 
 def _best_class(boxes: np.ndarray, # (B, N, 5+nc)
                ) -> np.ndarray: # (B, N, 6) x0 y0 x1 y1, score, class

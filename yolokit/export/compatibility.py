@@ -234,8 +234,6 @@ def _mask_beyond_num(s): return 'mask' in s and not 0 <= min(m := s.ints('mask')
 def _other_epsilon(s):
     return s.float('eps', 1e-5) != 1e-5 and (s.type == 'batchnorm' or s.int('batch_normalize', 0))
 def _odd_pool_padding(s): return 'padding' in s and s.int('padding') != s.int('size', s.int('stride', 1)) - 1
-def _num_below_mask(s): return max(s.ints('mask', [0])) >= s.int('num', 1)
-def _negative_mask(s): return min(s.ints('mask', [0])) < 0
 def _is_weighted(s): return s.get('weights_type', 'none') != 'none'
 def _is_unnormalized(s): return _is_weighted(s) and s.get('weights_normalization', 'none') == 'none'
 
@@ -337,10 +335,6 @@ _RULES += [
     _Rule('opencv', 'rejected', 'yolo region', 'anchors', _wrong_anchor_count, 'anchors: their number must be 2 × num',
           'Set num.'),
     _Rule('opencv', 'rejected', 'yolo', '', _is_disabled('mask'), 'no `mask`', 'Write mask=0,1,…'),
-    _Rule('darknet', 'silent', 'yolo Gaussian_yolo', 'num', _num_below_mask,
-          'num={}, fewer than its mask needs: it reads past the end of its anchors', 'Set num to half of the anchors.'),
-    _Rule('darknet opencv deepstream onnx tensorrt openvino ncnn', 'rejected', 'yolo Gaussian_yolo', 'mask',
-          _negative_mask, 'mask={}: there is no such anchor', 'Write mask=0,1,…'),
     _Rule('opencv', 'rejected', 'yolo region', '', _is_disabled('classes'), 'no `classes`', 'Write classes=20.'),
     _Rule('opencv', 'silent', 'yolo', '', _is_disabled('thresh'),
           'no `thresh`: class scores below 0.2 become 0 in its output, and with them most of the mAP',

@@ -162,8 +162,9 @@ def _check_request(detector: Detector, via: str, mode: str, precision: str, form
         raise ValueError(f'labels.txt cannot hold the class name {bad[0]!r}: no ; and no line break')
 
 # %% ../../nbs/export/70_deepstream.ipynb #c6f9bd9c
-_CUDA_VERSIONS = (('9.0', '13.1', '13.1 (Thor, Orin: JetPack 7.1 and later)', '10.14'),
-                  ('8.0', '12.8', '13.0 (Thor: JetPack 7.0)', '10.9'), ('7.1', '12.6', '12.6 (JetPack 6.1)', '10.3'),
+_CUDA_VERSIONS = (('9.0', '13.1', '13.0 (Thor: JetPack 7.1)', '10.14'),
+                  ('8.0', '12.8', '13.0 (Thor: JetPack 7.0)', '10.9, on Jetson 10.13'),
+                  ('7.1', '12.6', '12.6 (JetPack 6.1)', '10.3'),
                   ('7.0', '12.2', '12.2 (JetPack 6.0)', '8.6'), ('6.4', '12.2', '12.2 (JetPack 6.0 DP)', '8.6'))
 
 def _app_text(batch: int, # frames a call

@@ -12,24 +12,21 @@ from torch import nn
 from ..network.model import Detector
 from ..inference.detect import DetectError, forward_and_decode, optimized_copy
 from ..inference.ensemble import Ensemble
+from .bundles import onnx_session
 from .onnx_graph import build_onnx
 
 # %% ../../nbs/export/71_runtime.ipynb #bed9645b
 _RUNTIMES = 'torch', 'compiled', 'onnx', 'openvino'
 
-def _onnx_session(model: bytes, threads: int, device: str): # -> function: (B, C, h, w) array to list of arrays
+def _onnx_run(model: bytes, cuda: bool): # -> function: (B, C, h, w) array to list of arrays
     "A graph in ONNX Runtime."
-    import onnxruntime
-    o = onnxruntime.SessionOptions()
-    o.intra_op_num_threads, o.inter_op_num_threads = threads, 1
-    kinds = ['CUDAExecutionProvider']*(device == 'cuda') + ['CPUExecutionProvider']
-    s = onnxruntime.InferenceSession(model, o, providers=kinds)
+    s = onnx_session(model, cuda)
     return lambda x: s.run(None, {'input': x})
 
-def _openvino_session(model: bytes, threads: int, device: str): # likewise
+def _openvino_run(model: bytes, cuda: bool): # likewise; always on the CPU
     "A graph in OpenVINO, told to stay in float32: on some processors it takes bfloat16 by itself."
     core = importlib.import_module('openvino').Core()
-    how = {'INFERENCE_PRECISION_HINT': 'f32', 'INFERENCE_NUM_THREADS': threads, 'NUM_STREAMS': 1}
+    how = {'INFERENCE_PRECISION_HINT': 'f32', 'INFERENCE_NUM_THREADS': torch.get_num_threads(), 'NUM_STREAMS': 1}
     r = core.compile_model(core.read_model(model, b''), 'CPU', how).create_infer_request()
     def run(x):
         r.infer({0: x}, share_inputs=True)
@@ -37,7 +34,7 @@ def _openvino_session(model: bytes, threads: int, device: str): # likewise
     return run
 
 # %% ../../nbs/export/71_runtime.ipynb #0b5c89bf
-_SESSIONS = dict(onnx=('onnxruntime', _onnx_session), openvino=('openvino', _openvino_session))
+_SESSIONS = dict(onnx=('onnxruntime', _onnx_run), openvino=('openvino', _openvino_run))
 
 class _RuntimeDetector(nn.Module):
     "A detector whose maps another runtime computes; for `detect` it is one like any other."
@@ -51,9 +48,8 @@ class _RuntimeDetector(nn.Module):
         if (w, h) not in self.sessions:
             d = Detector(self.cfg.with_size(w, h), self.names)
             d.load_state_dict(self.detector.state_dict())
-            where = next(self.detector.parameters()).device.type
-            model = build_onnx(d, 'raw').SerializeToString()
-            self.sessions[w, h] = _SESSIONS[self.runtime][1](model, torch.get_num_threads(), where)
+            cuda = next(self.detector.parameters()).device.type == 'cuda'
+            self.sessions[w, h] = _SESSIONS[self.runtime][1](build_onnx(d, 'raw').SerializeToString(), cuda)
         return self.sessions[w, h]
 
     def forward(self, x): # (B, C, h, w) float32

@@ -180,16 +180,14 @@ def _read_into(f, t, at): # an open file, a tensor or view, its first byte in th
     else: t.copy_(torch.from_numpy(np.fromfile(f, '<f4', t.numel())).view(t.shape))
 
 # %% ../../nbs/network/12_weights.ipynb #6dbf4e27
-def _reread_header(path, version: tuple, start: int) -> tuple: # seen, bytes of the header, a word
-    "A header of the other length than its version says: the file's size tells."
-    start = 36 - start
-    seen, = struct.unpack_from('<Q' if start == 20 else '<I', Path(path).open('rb').read(20), 12)
+def _reread_header(path, version: tuple, start: int # bytes that the version says, 16 or 20
+                  ) -> tuple | None: # seen, bytes of the header, a word; None: the file was cut or is too long
+    "A header of the other length than its version says, for a file whose size is exact then."
+    head, start = _first_bytes(path, 20), 36 - start
+    if any(head[16:]) != (start == 16): return None # half of a long count of images is zero, a weight is not
+    seen, = struct.unpack_from('<Q' if start == 20 else '<I', head, 12)
     return seen, start, (f'its header has {start} bytes although version {".".join(map(str, version))} says '
                          f'{36 - start}: read so, since the size is exact then')
-
-def _has_other_header(path, start: int) -> bool: # bytes that the version says, 16 or 20
-    "The upper half of a long count of images is zero, a weight is not: else the file was cut or is too long."
-    return any(Path(path).open('rb').read(20)[16:]) == (start == 20)
 
 def _check_numbers(f, path, detector, i: int, s, name: str, t, at: int) -> None: # an open file; a row of `layout`
     "WeightsError for NaN, infinity, or a variance so far below zero that Darknet's ε does not lift it."
@@ -213,8 +211,9 @@ def read_weights(detector, path,
     tables = [layout(detector, max(version[:2]) > 1000, implicit) for implicit in (False, True)]
     sizes = [4*sum(t.numel() for *_, t in table) for table in tables]
     word, fits = '', [start + n <= size < start + n + 4 for n in sizes]
-    if not any(fits) and any(36 - start + n == size for n in sizes) and _has_other_header(path, start):
-        seen, start, word = _reread_header(path, version, start)
+    exact = not any(fits) and any(36 - start + n == size for n in sizes)
+    if exact and (again := _reread_header(path, version, start)):
+        seen, start, word = again
         fits = [start + n == size for n in sizes]
     bare = fits == [True, False]                            # YOLOR's own files leave implicit layers out
     taken, rows, left = _match_bytes(detector, path, size, start, partial, tables[not bare])
