@@ -1,14 +1,17 @@
-"""Formats on hostile input: bytes flipped, values swapped, files cut. A table or an error of our own, nothing else, and
-what was read is written back byte for byte."""
-import contextlib, copy, io, json, os, random, resource, shutil, tempfile, time
+"""Formats on hostile input: bytes flipped, values swapped, files cut, archives with odd names. A table or an error of our
+own, nothing else; what was read is written back byte for byte; nothing is run, and nothing outside is opened or written."""
+import contextlib, copy, io, json, os, random, resource, shutil, struct, sys, tarfile, tempfile, time, zipfile
 from pathlib import Path
 
-import pytest
+import cv2, numpy as np, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from yolokit.core.files import FormatError
-from yolokit.data.table import TableError
+from yolokit.data.archives import _crc32c
+from yolokit.data.described import DESCRIBED
 from yolokit.data.formats import read, write
+from yolokit.data.table import TableError
+from test_field_formats import MEMBERS
 
 ATM = {'atm-json': ('atm.yaml', 'adapter: A\nfiles: "ann/*.json"\nimage: {file: pic.name, width: pic.w, height: '
                                 'pic.h}\nbox: {each: "found[]", class: kind.code, cx: geo.mx, cy: geo.my, w: geo.b, h: '
@@ -97,9 +100,27 @@ SEEDS = {'coco': ('a.json', json.dumps(dict(
                                                '50}], "annotations": [{"image_id": 0, "category_id": 14, "bbox": [1, '
                                                '2, 3, 4.0]}]}'),
          **{k: v[2:] for k, v in ATM.items()}, **{k + '-yaml': v[:2] for k, v in ATM.items()}}
+SEEDS |= {'atm-records': ('t.rec.yaml', '- boxes:\n  - {label: Green, x_max: 30, x_min: 5.5, y_max: 40, y_min: 6}  # kept\n'
+                                    '  path: ./a.jpg\n- {boxes: [], path: b.jpg}\n'),
+          'atm-records-yaml': ('adapter.yaml', 'adapter: lights\nfiles: "*.rec.yaml"\nimage: {each: "[]", file: path}\nbox: '
+                               '{each: "boxes[]", class: label, x0: x_min, y0: y_min, x1: x_max, y1: y_max}\n'),
+          'atm-comma': ('표.csv', '파일;종류;x;y;w;h\na.jpg;차;5,5;6;24,5;34\n'),
+          'atm-comma-yaml': ('adapter.yaml', 'adapter: sheet\nfiles: "*.csv"\nseparator: ";"\ndecimal: ","\nimage: {file: '
+                             '파일}\nbox: {class: 종류, x0: x, y0: y, w: w, h: h}\n')}
+SEEDS |= {name: (file, text if isinstance(text, str) else json.dumps(text, ensure_ascii=False))
+          for name, file, text, _ in MEMBERS}
+SEEDS |= {'vott': ('target/vott-json-export/p.json', '{"name": "p", "assets": {"9": {"asset": {"name": "a.jpg", "size": '
+                   '{"width": 64, "height": 48}}, "regions": [{"id": "x", "type": "RECTANGLE", "tags": ["cat"], '
+                   '"boundingBox": {"height": 34, "width": 25, "left": 5, "top": 6}, "points": [{"x": 5, "y": 6}]}]}}}'),
+          'visdrone': ('annotations/a.txt', '5,6,25,34,1,4,0,0\n1,1,9,9,0,0,0,0,\n'),
+          'openimages-classes': ('class-descriptions-boxable.csv', '/m/01yrx,Cat\n/m/0bt9lr,"Dog, 개"\n'),
+          'keras-classes': ('_classes.txt', 'dog\ncat\nbird\n고양이\n'),
+          'mot-sequence': ('train/MOT17-02/seqinfo.ini', '[Sequence]\nname=MOT17-02\nimDir=img1\nimWidth=64\n')}
 AROUND = {'yolo': ['yolo-yaml'], 'yolo-yaml': ['yolo'], 'darknet': ['darknet-list'], 'darknet-list': ['darknet'],
           'voc-list': ['voc'], 'voc': ['voc-list'],
-          **{k: [k + '-yaml'] for k in ATM}, **{k + '-yaml': [k] for k in ATM}}
+          'openimages-classes': ['openimages'], 'keras-classes': ['keras'], 'mot-sequence': ['mot'],
+          **{k: [k + '-yaml'] for k in (*ATM, 'atm-records', 'atm-comma')},
+          **{k + '-yaml': [k] for k in (*ATM, 'atm-records', 'atm-comma')}}
 TOKENS = [b'\x00', b'\xff\xfe', b'\xef\xbb\xbf', b'"', b"'", b'{', b'}', b'[', b']', b'<', b'>', b'/>', b'</', b'&amp;',
           b'&#0;', b'<!--', b'<![CDATA[', b',', b';', b':', b'-', b'1e999', b'nan', b'NaN', b'inf', b'-Infinity',
           b'9' * 30, b'9' * 5000, b'null', b'true', b'../../', b'/etc/passwd', b'C:\\x', b'\\ud800', b'\xed\xa0\x80',
@@ -107,6 +128,53 @@ TOKENS = [b'\x00', b'\xff\xfe', b'\xef\xbb\xbf', b'"', b"'", b'{', b'}', b'[', b
           b'<<: *a', b'[' * 3000, b'%', b'\x85', '\u2028'.encode()]
 ODD = [None, True, False, 0, -1, 1e308, -0.0, 10**18, 10**400, float('nan'), float('inf'), '', '0', 'x', '\0',
        '../../x', '\ud800', [], {}, [[]], [None], {'id': 1}, [1, 2, 3, 4], 'a' * 5000, '١', [[[[1]]]]]
+
+
+def example(w=64, h=48) -> bytes:
+    "A `tf.train.Example` as TensorFlow's own tools write it."
+    def field(n, b): return bytes([n << 3 | 2]) + bytes([len(b) & 127 | 128, len(b) >> 7]) + b
+    kinds = dict(b=lambda v: field(1, b''.join(field(1, x) for x in v)),
+                 f=lambda v: field(2, field(1, struct.pack(f'<{len(v)}f', *v))), i=lambda v: field(3, field(1, bytes(v))))
+    ok, png = cv2.imencode('.png', np.zeros((h, w, 3), np.uint8))
+    box = {f'image/object/bbox/{k}': ('f', [v]) for k, v in zip(('xmin', 'ymin', 'xmax', 'ymax'), (.1, .2, .5, .75))}
+    all = {'image/encoded': ('b', [png.tobytes()]), 'image/filename': ('b', [b'a.png']), 'image/width': ('i', [w]),
+           'image/height': ('i', [h]), 'image/object/class/text': ('b', [b'cat']), 'image/object/class/label': ('i', [1])}
+    return field(1, b''.join(field(1, field(1, k.encode()) + field(2, kinds[t](v))) for k, (t, v) in (all | box).items()))
+
+
+def record(data: bytes) -> bytes:
+    "A record of a TFRecord file."
+    def sum_of(b): c = _crc32c(b); return struct.pack('<I', ((c >> 15 | c << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+    head = struct.pack('<Q', len(data))
+    return head + sum_of(head) + data + sum_of(data)
+
+
+INSIDE = {'data.yaml': b'train: train/images\nnames: [cat, \xea\xb0\x9c]\n', 'train/labels/a.txt': b'0 .5 .5 .25 .25\n',
+          'train/images/a.png': cv2.imencode('.png', np.zeros((8, 8, 3), np.uint8))[1].tobytes()}
+PACKED = {'zip': '.zip', 'tar': '.tar', 'tgz': '.tar.gz', 'txz': '.tar.xz', 'tfrecord': '.tfrecord'}
+
+
+def packed(kind: str, r: random.Random) -> bytes:
+    "An archive or a TFRecord: whole and then changed, or with changed names and contents and right checksums."
+    inner = r.random() < .5
+    def some(b): return flipped(b, r) if inner and r.random() < .4 else b
+    if kind == 'tfrecord':
+        data = record(some(example())) + record(some(example()))
+    else:
+        files = [(some(k.encode()).decode(errors='replace') if r.random() < .5 else k, some(v)) for k, v in INSIDE.items()]
+        out = io.BytesIO()
+        if kind == 'zip':
+            with zipfile.ZipFile(out, 'w', zipfile.ZIP_DEFLATED) as z:
+                for k, v in files: z.writestr(zipfile.ZipInfo(k.replace('\0', '') or 'x'), v)
+        else:
+            with tarfile.open(fileobj=out, mode='w:' + dict(tar='', tgz='gz', txz='xz')[kind]) as t:
+                for k, v in files:
+                    m = tarfile.TarInfo(k); m.size = len(v)
+                    if inner and r.random() < .1:
+                        m.size, m.type, m.linkname = 0, r.choice([tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE]), '/etc/passwd'
+                    t.addfile(m, io.BytesIO(v))
+        data = out.getvalue()
+    return data if inner else flipped(data, r)
 
 
 def flipped(data: bytes, r: random.Random) -> bytes:
@@ -139,6 +207,38 @@ def swapped(data: bytes, r: random.Random) -> bytes:
     return json.dumps(d).encode('utf-8', 'surrogatepass')
 
 
+_watched, _seen = [], []  # the folder that may be written while a campaign runs; what else was done
+_NEVER = ('os.system', 'os.exec', 'os.fork', 'os.posix_spawn', 'pty.spawn', 'subprocess.Popen', 'socket.connect',
+          'ctypes.dlopen', 'pickle.find_class')
+
+
+def _watch(event, args):
+    if not _watched: return
+    if event in _NEVER: _seen.append((event, args))
+    if event == 'exec' and args[0].co_filename == '<string>':
+        asks = sys._getframe(1).f_code.co_filename  # named tuples are made by eval
+        if 'collections' not in asks: _seen.append((event, asks))
+    paths = args[:1] if event in ('open', 'os.mkdir') else args[:2] if event in ('os.link', 'os.rename') else ()
+    if event == 'os.symlink': paths = os.path.join(os.path.dirname(os.fsdecode(args[1])), os.fsdecode(args[0])), args[1]
+    reads = event == 'open' and not (isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+    for p in (os.path.abspath(os.fsdecode(p)) for p in paths if isinstance(p, str | bytes | os.PathLike)):
+        if reads and p != '/etc/passwd' or p.startswith((_watched[0], '/dev/', '/proc/')) or '__pycache__' in p: continue
+        _seen.append((event, p))
+
+
+@contextlib.contextmanager
+def nothing_else(folder: Path):
+    "Refuse programs, connections, code in data, and files that are opened for writing outside of a folder."
+    if _watch not in _hooks: sys.addaudithook(_watch); _hooks.append(_watch)
+    _watched.append(str(folder)); _seen.clear()
+    try: yield
+    finally: _watched.clear()
+    assert not _seen, _seen[:3]
+
+
+_hooks = []
+
+
 def folder_of(name: str, data: bytes, d: Path) -> Path:
     shutil.rmtree(d, ignore_errors=True)
     for other in AROUND.get(name, []):
@@ -150,10 +250,25 @@ def folder_of(name: str, data: bytes, d: Path) -> Path:
     return d
 
 
+def one_packed(kind: str, data: bytes, d: Path) -> str:
+    "Read an archive, and write what was in it."
+    for k in ('in', 'out', 'cache'): shutil.rmtree(d/k, ignore_errors=True)
+    (d/'in').mkdir()
+    (d/f'in/x{PACKED[kind]}').write_bytes(data)
+    start = time.process_time()
+    try: t = read(d/f'in/x{PACKED[kind]}')
+    except (FormatError, TableError) as e:
+        assert len(str(e)) < 2000 and str(e).count('. '), e
+        return 'error'
+    finally: assert time.process_time() - start < 5, 'too slow'
+    with contextlib.suppress(FormatError): write(t, d/'out', t.extra['format'])
+    return 'table'
+
+
 def one(name: str, data: bytes, d: Path) -> str:
     "Read, and if it can be read write it in its own format and to COCO; what came of it."
     folder_of(name, data, d/'in')
-    format = 'adapter' if name.startswith('atm') else name.split('-')[0]
+    format = 'adapter' if name.startswith('atm') else name if name in DESCRIBED else name.split('-')[0]
     start = time.process_time()
     try:
         t = read(d/'in', format)
@@ -173,22 +288,37 @@ def one(name: str, data: bytes, d: Path) -> str:
 
 
 def campaign(n: int, seed: int) -> dict:
-    r, count = random.Random(seed), {}
+    r, count, names = random.Random(seed), {}, [*SEEDS, *PACKED]
     with tempfile.TemporaryDirectory(dir='/dev/shm' if os.path.isdir('/dev/shm') else None) as tmp, \
-            contextlib.redirect_stdout(io.StringIO()):
+            contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), \
+            pytest.MonkeyPatch.context() as m:
+        m.setenv('YOLOKIT_CACHE', f'{tmp}/cache')
+        check_seeds(Path(tmp))  # and what is imported late
         for k in range(n):
-            name = list(SEEDS)[k % len(SEEDS)]
-            data = SEEDS[name][1].encode()
-            data = swapped(data, r) if SEEDS[name][0].endswith('.json') and r.random() < .5 else flipped(data, r)
-            try: what = one(name, data, Path(tmp))
+            name = names[k % len(names)]
+            if name in PACKED: data = packed(name, r)
+            else:
+                data, json_file = SEEDS[name][1].encode(), SEEDS[name][0].endswith('.json')
+                data = swapped(data, r) if json_file and r.random() < .5 else flipped(data, r)
+            try:
+                with nothing_else(tmp): what = (one_packed if name in PACKED else one)(name, data, Path(tmp))
             except Exception as e:
                 raise AssertionError(f'case {k} of seed {seed}, {name}: {type(e).__name__}: {e}\n{data!r}') from e
             count[name, what] = count.get((name, what), 0) + 1
     return count
 
 
-def test_seeds_are_read_and_come_back(tmp_path):
+def check_seeds(tmp_path):
     for name, (file, text) in SEEDS.items(): assert one(name, text.encode(), tmp_path) == 'table', name
+    r = random.Random(0)
+    r.random = lambda: .45  # whole
+    for kind in PACKED: assert one_packed(kind, packed(kind, r), tmp_path) == 'table', kind
+    assert {*DESCRIBED} <= {*SEEDS}
+
+
+def test_seeds_are_read_and_come_back(tmp_path, monkeypatch):
+    monkeypatch.setenv('YOLOKIT_CACHE', str(tmp_path/'cache'))
+    check_seeds(tmp_path)
 
 
 def test_a_few_hundred_broken_files():

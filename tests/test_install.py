@@ -26,6 +26,20 @@ def dockerfile_files():
         yield from ((s, Path(to)/s if to.endswith('/') else Path(to)) for s in sources)
 
 
+def test_a_wheel_holds_every_file_of_the_package(tmp_path):
+    "The modules, the descriptions of formats, the app notebooks: what setuptools would put into it."
+    says = ("from setuptools import Distribution; d = Distribution(dict(script_name='setup.py')); "
+            "d.parse_config_files(['pyproject.toml']); c = d.get_command_obj('build_py'); c.ensure_finalized(); "
+            "print(*c.get_outputs(False), sep='\\n')")
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', says], cwd=ROOT, capture_output=True, text=True)
+    inside = {x.removeprefix('build/lib/') for x in done.stdout.splitlines()}
+    there = {p.relative_to(ROOT).as_posix() for p in ROOT.glob('yolokit/**/*.*')
+             if p.is_file() and '__pycache__' not in p.parts and p.name[0] != '.'}
+    assert len(list(ROOT.glob('yolokit/data/described/*.yaml'))) >= 19
+    assert there <= inside, sorted(there - inside)
+    assert {f'yolokit/notebooks/{p.name}' for p in ROOT.glob('nbs/*.ipynb')} <= inside
+
+
 @pytest.mark.soak
 def test_dockerfile_install_lines_in_an_empty_environment(tmp_path):
     "Only what the Dockerfile copies, only what it runs, no environment beforehand; then every module imports."

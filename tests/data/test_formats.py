@@ -309,6 +309,41 @@ def test_one_mended_box_changes_one_row(tmp_path):
     assert [i for i, (x, y) in enumerate(zip(*rows)) if x != y] == [int(k) - 1] and len(rows[0]) == len(rows[1])
 
 
+def some_annotations(r, n=6):
+    "Records as tools write them: whole numbers and not, masks, keys in any order, the words of keys in texts."
+    def number(): return [int(r.integers(1, 90)), round(float(r.uniform(0, 90)), 2), float(r.integers(1, 90)),
+                          1e-7*int(r.integers(1, 9))][r.integers(4)]
+    def some(share, *values): return [values[r.integers(len(values))]] if r.random() < share else []
+    for i in range(n):
+        a = [('id', i), ('image_id', 1), ('category_id', 1), ('bbox', [number() for _ in range(4)])]
+        a += [('area', v) for v in some(.8, number())] + [('iscrowd', v) for v in some(.8, 0, 1)]
+        a += [('segmentation', v) for v in some(.5, [], [[1, 2, 3, 4, 5, 6.5]], dict(size=[2, 2], counts='a'))]
+        a += [('note', v) for v in some(.2, '"bbox": [1, 2, 3, 4]', dict(bbox=[1, 2, 3, 4]), 'area', '"area": 3')]
+        yield dict(a[k] for k in r.permutation(len(a)))
+
+
+def test_moved_boxes_of_flat_records_are_written_as_all_others_are(tmp_path, monkeypatch):
+    r = np.random.default_rng(0)
+    for k in range(60):
+        p = save(tmp_path/f'{k}.json', json.dumps(coco(annotations=[*some_annotations(r)]), indent=[None, 1][k % 2]))
+        t = read(p)
+        xyxy, axis = t.xyxy, r.integers(4)
+        xyxy[r.random(6) < .7, axis] += [1, -.5, 2.25][k % 3]
+        for way in ('quick', 'slow'):
+            with monkeypatch.context() as m:
+                if way == 'slow': m.setattr(formats, '_moved_record', lambda *_: None)
+                write(t.with_xyxy(xyxy), tmp_path/f'{way}{k}.json', 'coco', sidecar=False)
+        text = (tmp_path/f'quick{k}.json').read_text()
+        assert text == (tmp_path/f'slow{k}.json').read_text()
+        np.testing.assert_allclose(read(tmp_path/f'quick{k}.json').xyxy, xyxy)
+        for a, b, moved in zip(json.loads(p.read_text())['annotations'], json.loads(text)['annotations'],
+                               (xyxy != t.xyxy).any(1)):
+            assert [*a] == [*b][:len(a)] and (moved or a == b)
+            assert a['bbox'][1 - axis % 2::2] == b['bbox'][1 - axis % 2::2]  # the other axis keeps its digits
+    lines = [formats._moved_record(json.dumps(a), [1., 2., 9., 9.], [0., 2., 9., 9.]) for a in some_annotations(r, 60)]
+    assert 20 < sum(x is not None for x in lines) < 60
+
+
 def awkward(folder):
     """What COCO files in the wild have: Korean names in both forms, RLE, crowd, unknown fields, gaps, orphans, odd
     digits, an image twice, no boxes."""

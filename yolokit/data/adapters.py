@@ -74,6 +74,7 @@ def open_annotation(path, # the file
 
 # %% ../../nbs/data/18_adapters.ipynb #79259d3b
 JSON_SPACE = re.compile(r'[ \t\r\n]*')
+_JSON_MARK = re.compile(r'[ \t\r\n]*[:,]?[ \t\r\n]*')
 _DECODER = json.JSONDecoder()
 
 def scan_json_value(text: str, i: int, where) -> tuple: # value, end
@@ -86,16 +87,19 @@ def scan_json_value(text: str, i: int, where) -> tuple: # value, end
 
 def _json_members(text: str, i: int, where): # yields key or index, value, start, end
     "The members of the object or list that begins at text[i], a valid one."
-    skip, key, n = lambda i: JSON_SPACE.match(text, i).end(), None, 0
-    named, i = text[i] == '{', skip(i + 1)
-    while text[i] not in '}]':
-        if n: i = skip(i + 1)  # the comma
-        if named:
-            key, i = scan_json_value(text, i, where)
-            i = skip(skip(i) + 1)  # the colon
-        v, end = scan_json_value(text, i, where)
-        yield key if named else n, v, i, end
-        i, n = skip(end), n + 1
+    scan, skip, named, n, a = _DECODER.scan_once, _JSON_MARK.match, text[i] == '{', 0, i
+    key, i = None, JSON_SPACE.match(text, i + 1).end()
+    try:
+        while text[i] not in '}]':
+            if named:
+                key, i = scan(text, i)
+                i = skip(text, i).end()
+            v, end = scan(text, i)
+            yield key if named else n, v, i, end
+            i, n = skip(text, end).end(), n + 1
+    except (ValueError, StopIteration, RecursionError, IndexError):
+        scan_json_value(text, a, where)
+        raise
 
 # %% ../../nbs/data/18_adapters.ipynb #7f1daf87
 _JSON_TEXT = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
@@ -160,22 +164,18 @@ class _Path(tuple):
         self.others = others
         return self
 
-def find_path(text: str, i: int, path: tuple, where='',
-              seen: dict | None = None, # members by the place of their container, where many paths are looked for
-             ) -> list[tuple]: # value, start, end
+def find_path(text: str, i: int, path: tuple, where='') -> list[tuple]: # value, start, end
     "Everything that a path leads to, from the json value at text[i]."
     if not path: return [(v, i, end) for v, end in [scan_json_value(text, i, where)]]
     if getattr(path, 'others', ()):
-        some = (find_path(text, i, p, where, seen) for p in (tuple(path), *path.others))
+        some = (find_path(text, i, p, where) for p in (tuple(path), *path.others))
         return next((found for found in some if found), [])
     if text[i] not in '{[': return []
     every = {'[]': '[', '{}': '{', '*': '{'}.get(path[0]) == text[i]
-    members = (seen or {}).get(i) or _json_members(text, i, where)
-    if seen is not None: members = seen[i] = [*members]
-    hits = [m[1:] for m in members if every or m[0] == path[0]]
+    hits = [m[1:] for m in _json_members(text, i, where) if every or m[0] == path[0]]
     if not every: hits = hits[-1:]  # of a key that is there twice the last counts, as in Python
     if path[0] == '*': hits = hits[:1]
-    return hits if len(path) == 1 else [x for _, a, _ in hits for x in find_path(text, a, path[1:], where, seen)]
+    return hits if len(path) == 1 else [x for _, a, _ in hits for x in find_path(text, a, path[1:], where)]
 
 # %% ../../nbs/data/18_adapters.ipynb #74b0373e
 _LATE_DECLARATION = re.compile(rb'\s+<\?xml[\x00-\x7f]*?\?>')
@@ -261,16 +261,34 @@ def _encode_like(v, old=None): # what stood there: a json value, or text
         v = int(v) if whole else v
     return str(v) if isinstance(old, str) else v
 
+def _json_text(v) -> str:
+    "A value as json; a number without the encoder, which takes longer to make than to use."
+    return repr(v) if type(v) in (int, float) and v - v == 0 else json.dumps(v, ensure_ascii=False)
+
+# %% ../../nbs/data/18_adapters.ipynb #3a0620da
+def _first_place(text: str, i: int, path: tuple,
+                 seen: dict) -> tuple | None: # seen: container -> its members, added to; value, start, end
+    "What a path leads to first; each container is looked through once."
+    if getattr(path, 'others', ()) or not {'[]', '{}', '*'}.isdisjoint(path):
+        return next(iter(find_path(text, i, path)), None)
+    hit = None
+    for s in path:
+        if text[i] not in '{[': return None
+        if i not in seen: seen[i] = {m[0]: m[1:] for m in _json_members(text, i, '')}
+        if not (hit := seen[i].get(s)): return None
+        i = hit[1]
+    return hit
+
 # %% ../../nbs/data/18_adapters.ipynb #eddc4fd6
 def json_edits(text: str, new: dict, # path -> value
                base: int = 0) -> list[tuple]:
     "Edits that put values into the json at text[base]."
     out, fresh, seen = [], {}, {}
     for path, v in new.items():
-        if hit := find_path(text, base, path, '', seen):
-            out.append((*hit[0][1:], json.dumps(_encode_like(v, hit[0][0]), ensure_ascii=False)))
+        if hit := _first_place(text, base, path, seen):
+            out.append((*hit[1:], _json_text(_encode_like(v, hit[0]))))
             continue
-        n = next(n for n in reversed(range(len(path))) if n == 0 or find_path(text, base, path[:n], '', seen))
+        n = next(n for n in reversed(range(len(path))) if n == 0 or _first_place(text, base, path[:n], seen))
         for s in reversed(path[n + 1:]): v = {s: v}
         fresh.setdefault(path[:n], {})[path[n]] = _encode_like(v)
     for path, values in fresh.items():
@@ -500,6 +518,13 @@ def _class_table(conf: dict, where) -> dict: # code -> name
         raise FormatError(where, 'classes has two codes for one name', 'Give each code its own name.')
     return classes
 
+# %% ../../nbs/data/18_adapters.ipynb #3851683c
+def _separator(conf: dict, pattern: str, where) -> str:
+    "What stands between the cells of a table."
+    s = str(conf.get('separator') or ('\t' if pattern.endswith('.tsv') else ','))
+    if len(s) == 1 and s not in '"\r\n': return s
+    raise FormatError(where, f'separator is {s[:40]!r}', 'It is one character, such as "," or ";".')
+
 # %% ../../nbs/data/18_adapters.ipynb #79a582e5
 def parse_adapter(conf: dict, # parsed yaml
                   where='adapter', # for messages
@@ -515,14 +540,14 @@ def parse_adapter(conf: dict, # parsed yaml
         raise FormatError(where, f'unit is {conf["unit"]!r}', 'It is pixel, fraction or percent.')
     if conf.get('decimal', '.') not in ('.', ','):
         raise FormatError(where, f'decimal is {conf["decimal"]!r}', 'It is "." or ",".')
-    separator = str(conf.get('separator') or ('\t' if patterns[0].endswith('.tsv') else ','))
+    separator = '' if kind in ('text', 'blocks') else _separator(conf, patterns[0], where)
     text = lambda key: str(conf.get(key) or '')
     return _Adapter(name=str(conf.get('adapter')), files=patterns, kind=kind,
                     image=_parse_paths(conf.get('image') or {}, _IMAGE_KEYS, kind, where, 'image'), boxes=boxes,
                     unit=conf.get('unit', 'pixel'), classes={str(k): str(v) for k, v in classes.items()},
                     names=_parse_path(conf.get('names', ''), kind, where), images=text('images'),
                     encoding=text('encoding').lower(), index=conf.get('classes') == 'index',
-                    separator=separator if kind not in ('text', 'blocks') else '', decimal=conf.get('decimal', '.'),
+                    separator=separator, decimal=conf.get('decimal', '.'),
                     shape=_expression(text('shape'), where), like=text('like'),
                     skip=_expression(text('skip'), where),
                     header=conf.get('header', True), root=text('root'),
@@ -934,8 +959,8 @@ def _read_class_file(s: AnnotationFile, A: _Adapter) -> None:
 def _class_of_code(code: str, s: AnnotationFile, where) -> str:
     "A class's name from its code, or from its place in the list of names."
     names = s.top.get('names')
-    if not names or not code.isdecimal() or code in names: return s.top.get('codes', {}).get(code, code)
-    if int(code[:9]) < len(names): return names[int(code)]
+    if not names or code in names: return s.top.get('codes', {}).get(code, code)
+    if code.isdecimal() and int(code[:9]) < len(names): return names[int(code)]
     raise FormatError(where, f'class {code[:40]} is out of range',
                       f'There are {len(names)} names: correct one of them.')
 
@@ -963,6 +988,7 @@ def _from_template(text: str, m, v, at: str) -> str:
     "A picture's name that a number in the record is a part of."
     key = int(m[1]) if m[1].isdecimal() else m[1]
     n, = parse_floats([_get_path(v, (key,))], at, f'It is the number of a picture: {text}.') if m[2] else (0,)
+    if not abs(n) < 1e15: raise FormatError(at, f'picture {n}', f'It is the number of a picture: {text}.')
     return text.replace(m[0], format(int(n), m[2][1:]) if m[2] else str(_get_path(v, (key,))))
 
 def _image_of(v, A: _Adapter, s: AnnotationFile, at: str, base: str, find, sizes: dict) -> dict:

@@ -199,13 +199,14 @@ def _unique_ids(ids, # one an image or box
 
 # %% ../../nbs/data/22_formats.ipynb #01789a08
 def _is_as_read(t: Table, rows: np.ndarray, # of boxes, all of this source
-                s: AnnotationFile) -> np.ndarray: # (n,) bool
+                s: AnnotationFile, keys: tuple = ('x0', 'y0', 'x1', 'y1', 'score', 'area', 'crowd'),
+               ) -> np.ndarray: # (n,) bool
     "Which boxes are what their records said; their classes are not looked at."
     slot = t.boxes.get('slot', np.full(len(t), -1))[rows]
     if 'slot' not in s.read or not len(s.read['slot']): return np.zeros(len(rows), bool)
     at = np.searchsorted(s.read['slot'], slot).clip(0, len(s.read['slot']) - 1)
     same = s.read['slot'][at] == slot
-    for k in ('x0', 'y0', 'x1', 'y1', 'score', 'area', 'crowd'):
+    for k in keys:
         if k not in t.boxes: same &= k != 'crowd' or ~s.read[k][at]; continue
         new, old = t.boxes[k][rows], s.read[k][at]
         same &= (new == old) | (np.isnan(new) & (np.isnan(old) | (k in ('score', 'area'))))
@@ -273,20 +274,56 @@ def _coco_rewritten(s: AnnotationFile, t: Table, rows: list, # of images, all of
     mine = np.flatnonzero(np.isin(t.boxes['image'], rows))
     return apply_edits(s.text, edits + _annotation_edits(s, _coco_texts(s, t, mine, ids)))
 
+# %% ../../nbs/data/22_formats.ipynb #807a40c0
+_BOX_TEXT = re.compile(r'(?<!\\)"bbox"[ \t\r\n]*:[ \t\r\n]*\[([^\[\]{}"]*)\]')
+_AREA_TEXT = re.compile(r'(?<!\\)"area"[ \t\r\n]*:[ \t\r\n]*([-+.\deE]+)')
+_MASK_TEXT = re.compile(r'"segmentation"[ \t\r\n]*:[ \t\r\n]*\[[ \t\r\n]*(\]?)')
+
+def _number_text(v: float, old: str) -> str: # what stood there
+    "A number as the file would write it."
+    return repr(int(v) if abs(v) < 1e15 and v == int(v) and {'.', 'e', 'E'}.isdisjoint(old) else v)
+
+def _moved_record(text: str, now: list, was: list) -> str | None: # x0, y0, x1, y1
+    "A flat record with another box, as `_coco_edit` writes it; None where the record is not flat."
+    box, area, mask = (p.search(text) for p in (_BOX_TEXT, _AREA_TEXT, _MASK_TEXT))
+    flat = text.count('{') == 1 and all(text.count(k) == 1 for k in ('"bbox"', '"area"', '"iscrowd"'))
+    if not (flat and box and area) or ('"segmentation"' in text and not mask) or any(v - v for v in now): return None
+    old, new, edits = box[1].split(','), [*now[:2], now[2] - now[0], now[3] - now[1]], []
+    if len(old) != 4: return None
+    for k, (n, v) in enumerate(zip(old, new)):
+        if now[k % 2::2] != was[k % 2::2] and float(n) != v: old[k] = n.replace(n.strip(), _number_text(v, n))
+    edits.append((*box.span(1), ','.join(old)))
+    size = abs(new[2]*new[3])
+    if not mask or mask[1]: edits.append((*area.span(1), _number_text(size, area[1])))
+    return apply_edits(text, edits)
+
+# %% ../../nbs/data/22_formats.ipynb #41ac4079
+def _moved_records(s: AnnotationFile, t: Table, rows: np.ndarray, # of boxes of which nothing but the place is new
+                  ) -> dict: # row -> text
+    "The texts of flat records with other boxes."
+    if not len(rows): return {}
+    at, sides = np.searchsorted(s.read['slot'], t.boxes['slot'][rows]), ('x0', 'y0', 'x1', 'y1')
+    now, was = (np.stack(c, 1).tolist() for c in ([t.boxes[k][rows] for k in sides], [s.read[k][at] for k in sides]))
+    texts = (s.text[slice(*s.boxes[k])] for k in t.boxes['slot'][rows].tolist())
+    new = (_moved_record(*x) for x in zip(texts, now, was))
+    return {j: x for j, x in zip(rows.tolist(), new) if x is not None}
+
 # %% ../../nbs/data/22_formats.ipynb #f1a25b51
 def _coco_texts(s: AnnotationFile, t: Table, mine: np.ndarray, # rows of boxes
                 ids: dict) -> list[tuple]: # class -> the file's id; (slot or -1, text or None: as it is)
     "The text of each annotation."
-    same, out = _is_as_read(t, mine, s), []
+    moved, out = _is_as_read(t, mine, s, ('score', 'area', 'crowd')), [] # at most
     slots = t.boxes['slot'][mine] if 'slot' in t.boxes else np.full(len(mine), -1)
-    if same.any(): # the class as well
-        was = s.read['category'][np.searchsorted(s.read['slot'], slots[same])].tolist()
-        now = t.boxes['category'][mine[same]].tolist()
+    if moved.any(): # the class as well
+        was = s.read['category'][np.searchsorted(s.read['slot'], slots[moved])].tolist()
+        now = t.boxes['category'][mine[moved]].tolist()
         said = {(c, k): str(s.read['ids'].get(k)) == str(ids[c]) for c, k in {*zip(now, was)}}
-        same[same] = [said[p] for p in zip(now, was)]
+        moved[moved] = [said[p] for p in zip(now, was)]
+    same = moved & _is_as_read(t, mine, s, ('x0', 'y0', 'x1', 'y1'))
+    texts = _moved_records(s, t, mine[moved & ~same])
     fresh = max((v for v in t.boxes.get('id', []) if isinstance(v, int)), default=0)
     for j, slot, as_it_is in zip(mine.tolist(), slots.tolist(), same.tolist()):
-        if as_it_is: out.append((slot, None)); continue
+        if as_it_is or j in texts: out.append((slot, texts.get(j))); continue
         image = s.images[t.images['place'][t.boxes['image'][j]]]
         k, new = _coco_edit(s, _row_of(t.boxes, j), ids, image)
         if isinstance(new, dict): fresh += 1; new = json.dumps(dict(id=fresh) | new, ensure_ascii=False)
@@ -318,7 +355,9 @@ def _coco_edit(s: AnnotationFile, b: dict, ids: dict, # class -> the file's id o
     new = _coco_annotation(b, old, category_id=None if str(old.get('category_id')) == str(kind) else kind)
     diff = {(k,): v for k, v in new.items() if k not in old or old[k] != v}
     if old.get('bbox') and (box := diff.pop(('bbox',), None)):
-        diff |= {('bbox', i): v for i, v in enumerate(box) if v != old['bbox'][i]}
+        was, now = coco_box(old, ''), [b[k] for k in ('x0', 'y0', 'x1', 'y1')]
+        there = [now[k::2] == was[k::2] for k in (0, 1)]  # across, down: its digits stay
+        diff |= {('bbox', i): v for i, v in enumerate(box) if not there[i % 2] and v != old['bbox'][i]}
     return b['slot'], apply_edits(text, json_edits(text, diff)) if diff else text
 
 # %% ../../nbs/data/22_formats.ipynb #497a194c
