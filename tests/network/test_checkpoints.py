@@ -413,19 +413,25 @@ def test_yolov5(v5, tmp_path, size, how):
     assert all(p.dtype == torch.float64 for p in got.parameters())
 
 
-def test_yolov5_from_an_edited_yaml_is_named(v5, tmp_path):
-    def refused(words, edit):
+def test_yolov5_from_an_edited_yaml(v5, tmp_path):
+    "What its modules say is built; what does not fit, or has no name here, is refused."
+    def load(edit):
         m = v5(Detector(zoo.build('yolov5n', 3), seed=1), 3, 3, *zoo.V5_MULTIPLES['n'], ['a', 'b', 'c'])
         edit(m)
         torch.save({'model': m}, tmp_path/'v5.pt')
-        with pytest.raises(WeightsError, match=words): load_checkpoint(tmp_path/'v5.pt')
-    refused('model.13 has bottlenecks with a sum', lambda m: setattr(m.model[13].m[0], 'add', True))
-    refused(r'model.12 is Concat of \[-1, 4\], not Concat of \[-1, 6\]', lambda m: setattr(m.model[12], 'f', [-1, 4]))
-    refused('model.0 has the activation Hardswish', lambda m: setattr(m.model[0], 'act', nn.Hardswish()))
-    refused('model.1 has BatchNorms with ε 1e-05', lambda m: setattr(m.model[1].bn, 'eps', 1e-5))
-    refused('YOLOv5 checkpoint .* not the tree', lambda m: m.model.append(nn.Identity()))
-    refused('not the tree', lambda m: m.model.__delitem__(24))
-    refused('its yaml, anchors or stride', lambda m: m.yaml.update(depth_multiple=10**9))
+        return load_checkpoint(tmp_path/'v5.pt')
+    def refused(words, edit):
+        with pytest.raises(WeightsError, match=words): load(edit)
+    kinds = lambda d: [s.type for s in d.cfg.sections]
+    plain = load(lambda m: m.yaml.update(depth_multiple=10**9))                 # the modules count, not the yaml
+    assert kinds(load(lambda m: setattr(m.model[13].m[0], 'add', True))).count('shortcut') == (
+        kinds(plain).count('shortcut') + 1)
+    assert load(lambda m: setattr(m.model[0], 'act', nn.Hardswish())).cfg.sections[1]['activation'] == 'hardswish'
+    assert load(lambda m: setattr(m.model[1].bn, 'eps', 1e-5)).layers[1].bn.eps == 1e-5
+    refused('its modules do not fit', lambda m: setattr(m.model[12], 'f', [-1, 4]))
+    refused('its head is a Identity', lambda m: m.model.append(nn.Identity()))
+    refused('its head is a C3', lambda m: m.model.__delitem__(24))
+    refused('an activation Softsign', lambda m: setattr(m.model[0], 'act', nn.Softsign()))
     refused(r'model.2.cv1.conv is \(8, 32, 1, 1\)',
             lambda m: (setattr(m.model[2].cv1, 'conv', nn.Conv2d(32, 8, 1, bias=False))
                        or setattr(m.model[2].cv1, 'bn', nn.BatchNorm2d(8, eps=.001))))

@@ -1,5 +1,5 @@
 "Files as people have them (shared/data/field/darknet): what each should do, and others of its kind."
-import warnings
+import warnings, zipfile
 import numpy as np, pytest, torch
 from yolokit.core.files import project_root
 from yolokit.export.bundles import to_darknet
@@ -210,3 +210,20 @@ def test_names_by_the_data_file(tmp_path):
     assert load_weights(f).names == ['cat', 'dog']
     (tmp_path/'parking.data').write_text('names = data/none.names\n')
     with pytest.raises(WeightsError, match='none.names'): load_weights(f)
+
+# YOLOv5
+
+@needs_field
+@pytest.mark.parametrize('name', ['yolov5_v6_2_ok', 'yolov5_v7_0_shared_act'])
+def test_field_yolov5(name):
+    d, z = load_checkpoint(FIELD/f'{name}.pt').eval(), np.load(FIELD/f'{name}.npz')
+    x, y = (torch.from_numpy(z[k]).float() for k in z.files)
+    with torch.no_grad(): assert abs(d.float().decode(d(x/255 if x.max() > 1 else x)) - y).max() < 1e-3
+
+@pytest.mark.parametrize('kind', ['ultralytics.nn.tasks.DetectionModel'])
+def test_an_anchor_free_network_is_named(tmp_path, kind):
+    module, _, name = kind.rpartition('.')
+    program = f'\x80\x02c{module}\n{name}\n)\x81}}X\x05\0\0\0model'.encode('latin1') + b'X\x01\0\0\0xsb.'
+    with zipfile.ZipFile(tmp_path/'u.pt', 'w') as z:
+        z.writestr('u/data.pkl', program); z.writestr('u/version', '3')
+    with pytest.raises(WeightsError, match='anchor-free'): load_checkpoint(tmp_path/'u.pt')
