@@ -43,7 +43,8 @@ class _Absents(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     names = set('seaborn pandas thop requests pkg_resources psutil wandb google clearml ultralytics git scipy torchvision '
                 'pycocotools IPython'.split())
     def find_spec(self, name, path, target=None):
-        if name.split('.')[0] in self.names or name == 'utils.plots': return importlib.machinery.ModuleSpec(name, self, is_package=True)
+        if name.split('.')[0] in self.names or name == 'utils.plots':
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
     def create_module(self, spec): return _Absent(spec.name)
     def exec_module(self, module): pass
 

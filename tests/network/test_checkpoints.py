@@ -351,6 +351,8 @@ def v5():
             if k in ('C3', 'SPPF'):
                 # not the cfg's order
                 for n in ('cv1', 'cv2', 'cv3')[:2 if k == 'SPPF' else 3]: setattr(m, n, conv_(mine[n], fused))
+            if k == 'Concat': m.d = 1
+            if k == 'SPPF': m.m = nn.MaxPool2d(5, 1, 2)
             if k == 'C3':
                 m.m = nn.Sequential()
                 for j in range(sum(n.endswith('.cv1') and n.startswith('m.') for n in mine)):
@@ -514,7 +516,7 @@ def test_yolor_with_its_cfg(tmp_path):
 
 def test_the_zoo_is_recognised_only_where_shapes_suffice(tmp_path):
     for n, prefix, words in (('yolov4-tiny', 'module_list', 'Give its cfg'), ('yolov4-tiny', 'models', ''),
-                             ('yolov3-tiny', 'module_list', '')):
+                             ('yolov3-tiny', 'module_list', 'whose code wrote it')):
         torch.save({'model': theirs(d := Detector(zoo.build(n, 3), seed=1), prefix)}, tmp_path/'s.pt')
         if words:
             with pytest.raises(WeightsError, match=words): load_checkpoint(tmp_path/'s.pt')
@@ -522,6 +524,59 @@ def test_the_zoo_is_recognised_only_where_shapes_suffice(tmp_path):
             got = load_checkpoint(tmp_path/'s.pt')
             assert ((got.cfg.name, got.nc) == (n, 3)
                     and all(torch.equal(a, b) for a, b in zip(d.state_dict().values(), got.state_dict().values())))
+
+
+@pytest.mark.parametrize('name', ['small.cfg', 'yolov3-small.cfg', '주차.cfg'])
+def test_whose_code_wrote_a_state_dict_is_told_by_its_keys_or_asked(tmp_path, name):
+    "exp or (2σ)², ε of 1e-5 or 1e-4: from the keys, from origin=, never from the name of a file."
+    text = SMALL_YOLOR.replace('scale_x_y=1.05\n', '')
+    for k in ('implicit_add', 'implicit_mul', 'shift_channels', 'control_channels'):
+        text = re.sub(rf'\[{k}\]\n\w+=\d+\n', '', text)
+    (tmp_path/name).write_text(text.replace('[route]\nlayers=-3\n', ''))
+    d = Detector(Cfg.read(tmp_path/name), seed=3)
+    ours = theirs(d)
+    old = {re.sub(r'\.(\d+)\.(Conv2d|BatchNorm2d)', lambda m: f'.{m[1]}.' + {'C': 'conv_', 'B': 'batch_norm_'}[m[2][0]]
+                  + m[1], k): t for k, t in ours.items()}
+    def load(saved, **kw):
+        torch.save(saved, tmp_path/'s.pt')
+        got = load_checkpoint(tmp_path/'s.pt', tmp_path/name, **kw)
+        return 'new_coords=1' in str(got.cfg), got.layers[1].bn.eps
+    for saved in (ours, dict(model=ours, training_results=''), dict(epoch=3, best_fitness=.1, model=ours)):
+        with pytest.raises(WeightsError, match='origin=yolov3.*origin=yolor.*origin=darknet'): load(saved)
+        assert load(saved, origin='yolov3') == (False, 1e-4) and load(saved, origin='yolor') == (True, 1e-4)
+        assert load(saved, origin='darknet') == (False, 1e-5)
+    assert load(old) == (False, 1e-5)
+    assert load(dict(epoch=3, best_fitness_p=.1, model=ours)) == (True, 1e-4)
+    assert load(dict(epoch=3, best_fitness_p=.1, model=ours), origin='yolov3') == (False, 1e-4)
+    with pytest.raises(WeightsError, match='origin=yolo: choose one of yolov3, yolor, darknet'):
+        load(old, origin='yolo')
+    again = str(Cfg.read(tmp_path/name)).replace('batch_normalize=1', 'batch_normalize=1\neps=.001')
+    (tmp_path/name).write_text(again.replace('[yolo]', '[yolo]\nnew_coords=1\nscale_x_y=2'))
+    assert load(ours) == (True, 1e-3)                                    # the cfg says it all: nothing is asked
+
+@pytest.mark.parametrize('how', ['zoo', 'cfg', 'DataParallel'])
+def test_a_state_dict_of_yolov5_keeps_its_own_anchors(tmp_path, how):
+    "Autoanchor changed them: they are in the file, not in the zoo."
+    d = trained(Detector(zoo.build('yolov5n', 3), seed=1))
+    pixels = [[7, 9, 15, 20, 30, 22], [33, 58, 66, 48, 60, 120], [110, 95, 155, 190, 370, 325]]
+    lines = str(zoo.build('yolov5n', 3)).split('\n')
+    names = {s.index - 1: lines[s.line - 2][2:] for s in d.cfg.sections if lines[s.line - 2].startswith('# model.')}
+    state = {}
+    for k, t in d.state_dict().items():
+        _, i, part, n = k.split('.')
+        n = n if '.m.' in names[int(i)] and names[int(i)].startswith('model.24') else f'{part}.{n}'
+        state[f'{names[int(i)]}.{n}'] = t
+    cells = torch.tensor(pixels).view(3, 3, 2)/torch.tensor([8, 16, 32]).view(3, 1, 1)
+    state['model.24.anchors'] = cells
+    if how == 'DataParallel': state = {'module.' + k: t for k, t in state.items()}
+    torch.save(state, tmp_path/'s.pt')
+    got = load_checkpoint(tmp_path/'s.pt', 'yolov5n' if how == 'cfg' else None)
+    assert [a for h in got.heads for a in h.anchors.flatten().tolist()] == sum(pixels, [])
+    assert got.nc == 3 and state_hash(got) == state_hash(d)
+
+def test_a_state_dict_without_a_network_says_how_to_save_one(tmp_path):
+    torch.save({'model.0.conv.weight': torch.ones(8, 3, 3, 3), 'model.0.conv.bias': torch.ones(8)}, tmp_path/'s.pt')
+    with pytest.raises(WeightsError, match='torch.save'): load_checkpoint(tmp_path/'s.pt')
 
 
 def test_our_own_checkpoints_load_with_weights_only_as_well(tmp_path):

@@ -208,7 +208,7 @@ def test_other_peoples_files(tmp_path):
     sys.modules['models.yolo'].Model = Model
     try: torch.save({'epoch': -1, 'model': Model()}, tmp_path/'v5.pt')
     finally: del sys.modules['models'], sys.modules['models.yolo']
-    with pytest.raises(WeightsError, match='YOLOv5 checkpoint'): load_checkpoint(tmp_path/'v5.pt')
+    with pytest.raises(WeightsError, match='checkpoint of YOLOv5'): load_checkpoint(tmp_path/'v5.pt')
     with pytest.raises(WeightsError, match='zip file'):
         read_weights(Detector(zoo.build('yolokit-nano', 3)), tmp_path/'v5.pt')
     with pytest.raises(WeightsError, match='no such'): load_checkpoint(tmp_path/'none.pt')

@@ -85,12 +85,13 @@ def resolve_weights(word: str, # a run's name, a path, a published name, or 'non
     return _find_weights(word) or fetch(word)
 
 def load(word: str, # a run's name, a path, or a published name
+         origin: str = '', # of a .pt of others: whose code wrote it: yolov3, yolor, darknet; '': read from its keys
         ) -> Detector: # which may be called with a picture, a list, a folder or a video too
     "The detector that a word stands for; ConfigError where there is none. Published weights know COCO's class names."
     if word in list_pretrained() and not _find_weights(word): return with_calls(load_pretrained(word).eval())
     file = resolve_weights(word)
     if file is None: raise ConfigError('load: name a run, a file of weights, or published weights')
-    return with_calls(load_model(file).eval())
+    return with_calls(load_model(file, origin).eval())
 
 # %% ../../nbs/apps/79_config.ipynb #b94b241d
 @dataclass
@@ -98,6 +99,7 @@ class DetectConfig:
     "What every app that detects can be asked."
     run: str = '' # name of a run; empty: the last one that a person made; best: the best on its data
     weights: str = '' # .pt or .weights instead of a run's best; several with commas between: an ensemble
+    origin: str = '' # whose code wrote a .pt of others: yolov3, yolor, darknet; empty: read from its keys
     data: str = '' # prepared or raw data folder; empty: the run's
     conf: float = .001 # a score must be above it
     iou: float = .6 # overlap allowed inside a class
@@ -192,7 +194,7 @@ def choose_run(word: str, # its name; '': the last one that a person made; best:
 def load_detector(c: DetectConfig, # or another config with run, weights, device
                  ) -> tuple: # Run or None, Detector on its device
     "The detector that a config asks for; DetectError where nothing is named and there is no finished run."
-    run = None
+    run, o = None, c.origin
     if c.weights:
         words = [c.weights] if _find_weights(c.weights) else c.weights.split(',')
         file, *more = [resolve_weights(w.strip()) for w in words]
@@ -200,7 +202,7 @@ def load_detector(c: DetectConfig, # or another config with run, weights, device
         run = choose_run(c.run, getattr(c, 'data', ''))
         if run is None: raise DetectError('there is no finished run yet: train first (`make train`), or name weights')
         file, more = run.folder/'weights'/'best.pt', []
-    detector = Ensemble([load_weights(f) for f in (file, *more)]) if more else load_model(file)
+    detector = Ensemble([load_weights(f, '', o) for f in (file, *more)]) if more else load_model(file, o)
     detector.to(device(c.device))
     w, h = detector.size
     log_line(f'weights: {os.path.relpath(file, project_root())}, {len(detector.names)} classes, input {w} x {h}')

@@ -43,7 +43,8 @@ class CrossvalConfig(TrainConfig):
 def _request(c: CrossvalConfig, p: Prepared) -> dict: # as run.json has it
     "What decides the result: a run that was asked the same is gone on with."
     aside = ('name', 'resume', 'device', 'workers', 'threads', 'draws', 'tensorboard')
-    return runs.json_ready({k: v for k, v in asdict(c).items() if k not in aside} | dict(data=p.info['fingerprint']))
+    asked = {k: v for k, v in asdict(c).items() if k not in aside and (k, v) != ('origin', '')}
+    return runs.json_ready(asked | dict(data=p.info['fingerprint']))
 
 # %% ../../nbs/apps/82_crossval.ipynb #d688281c
 def _open_run(c: CrossvalConfig, p: Prepared, t: Table) -> Run:

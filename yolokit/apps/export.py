@@ -21,6 +21,7 @@ class ExportConfig:
     "The parameters of export.ipynb."
     run: str = ''            # name of a run; empty: the last one that a person made; best: the best on its data
     weights: str = ''        # .pt, or .weights with its .cfg beside it, instead of a run's best
+    origin: str = ''         # whose code wrote a .pt of others: yolov3, yolor, darknet; empty: read from its keys
     to: str = 'darknet onnx deepstream' # targets, words
     width: int = 0           # of the network's input; 0: as its cfg says
     height: int = 0

@@ -67,6 +67,7 @@ class TrainConfig:
     split: str = 'auto'             # how val is taken from data without one
     network: str = ''               # a name of the zoo or a .cfg; '' for yolokit-nano
     weights: str = ''               # .weights or .pt to start from; 'none' for random; '' for the stage before
+    origin: str = ''                # whose code wrote a .pt of others: yolov3, yolor, darknet; '': read from its keys
     teacher: str = ''               # run or weights to learn from beside the truth
     recipe: str = ''                # a name in RECIPES; '' for the stage's own
     change: str = ''                # numbers of the recipe to change: 'freeze=stage2; gains.smoothing=.1'
@@ -256,7 +257,7 @@ def _check_start(job: _TrainJob, r: Recipe, start: str) -> None:
     if start in ('', 'none') and not r.freeze: return
     d, c = Detector(job.cfg, job.data.names, job.config.seed), job.config
     if start not in ('', 'none'):
-        load_initial_weights(d, resolve_weights(start), c.network or 'yolokit-nano', lambda text: None)
+        load_initial_weights(d, resolve_weights(start), c.network or 'yolokit-nano', lambda text: None, c.origin)
     if r.freeze: freeze_modules(d, r.freeze)
 
 def _create_run(job: _TrainJob, name: str, target: bool, recipe: Recipe,
@@ -537,7 +538,8 @@ def _load_teacher(run: Run, # whose config names a teacher
     # a run of before there was `fade` has none
     if was: numbers = DistillWeights(**dict(fade=0.) | was['numbers'])
     else: run.update(teacher=now)
-    d = DistillationLoss(student, load_weights(file), r.gains, numbers, run.info.get('seed', 0))
+    teacher = load_weights(file, '', run.config.get('origin', ''))
+    d = DistillationLoss(student, teacher, r.gains, numbers, run.info.get('seed', 0))
     run.say(f'teacher: {d.teacher[0].cfg.name} from {now["file"]}: {d.describe()}')
     return d
 
@@ -647,7 +649,8 @@ def _initial_detector(job: _TrainJob, s: _StageRun) -> Detector:
     d, team, c = Detector(job.cfg, job.data.names, job.config.seed, s.recipe.init), job.team, job.config
     start = s.after.run.folder/'weights/best.pt' if s.after else s.start
     if s.state or str(start) == 'none': return d
-    if team.first: load_initial_weights(d, resolve_weights(str(start)), c.network or 'yolokit-nano', s.run.say)
+    if team.first:
+        load_initial_weights(d, resolve_weights(str(start)), c.network or 'yolokit-nano', s.run.say, c.origin)
     if not team.alone: d.load_state_dict(team.share(d.state_dict))
     return d
 

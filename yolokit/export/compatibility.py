@@ -327,7 +327,7 @@ _RULES += [
 _MORE_THAN_NUM = 'mask={} asks for more anchors than `num` says (1 where it is absent)'
 _LAST_ANCHOR = 'Set num to half the anchors and write masks from 0 to num − 1, as lowering does.'
 _RULES += [
-    _Rule('darknet deepstream', 'silent', 'yolo Gaussian_yolo', 'mask', _mask_beyond_num,
+    _Rule('darknet darknet-v5 deepstream', 'silent', 'yolo Gaussian_yolo', 'mask', _mask_beyond_num,
           _MORE_THAN_NUM + ': it reads beside the anchors', _LAST_ANCHOR),
     _Rule('opencv', 'rejected', 'yolo Gaussian_yolo', 'mask', _mask_beyond_num, _MORE_THAN_NUM, _LAST_ANCHOR),
     _Rule('onnx tensorrt openvino ncnn', 'ignored', 'yolo Gaussian_yolo', 'mask', _mask_beyond_num,

@@ -135,9 +135,10 @@ def save_ensemble(path, # .pt
     with atomic_write(path) as p: torch.save(saved, p)
 
 def load_model(path, # of `save_ensemble`, or of a detector
+               origin: str = '', # of a .pt of others: whose code wrote it, see `load_checkpoint`
               ) -> Detector | Ensemble:
     "What a file of weights holds; WeightsError where it is neither."
     try: saved = read_checkpoint(path)
     except (UnsafeCheckpoint, OSError): saved = None
-    if not isinstance(saved, dict) or 'yolokit_ensemble' not in saved: return load_weights(path)
+    if not isinstance(saved, dict) or 'yolokit_ensemble' not in saved: return load_weights(path, origin=origin)
     return Ensemble([from_checkpoint(m) for m in saved['members']])

@@ -14,6 +14,7 @@ from . import safe_pickle, zoo
 from .cfg import Cfg, CfgError, conv_params, head_sections
 from .layers import Implicit
 from .model import cfg_without_batchnorm, Detector
+from .module_tree import detector_of_modules
 from .weights import guess_file_type, LoadReport, TensorRecord, WeightsError
 from .safe_pickle import InertObject, LazyTensor, UnsafeCheckpoint
 
@@ -135,7 +136,8 @@ def _yolov5_mismatch(layers: list, heads: int) -> str: # '' where it is YOLOv5 v
     "The first module that is not as in YOLOv5 v6.0, 6.1, 6.2 or 7.0."
     kinds = ('Conv' + ' Conv C3'*(heads + 1) + ' SPPF'
              + ' Conv Upsample Concat C3'*(heads - 1) + ' Conv Concat C3'*(heads - 1) + ' Detect').split()
-    joins = {3: [6, 4, 14, 10, [17, 20, 23]], 4: [8, 6, 4, 20, 16, 12, [23, 26, 29, 32]]}[heads]
+    joins = {3: [6, 4, 14, 10, [17, 20, 23]], 4: [8, 6, 4, 20, 16, 12, [23, 26, 29, 32]]}.get(heads)
+    if joins is None: return f'{heads} heads'
     inputs = [-1 if k not in ('Concat', 'Detect') else [-1, joins.pop(0)] if k == 'Concat' else joins[0] for k in kinds]
     for i, (l, kind, f) in enumerate(zip(layers, kinds, inputs)):
         if (_class_basename(l), l.get('f', -1)) != (kind, f):
@@ -155,8 +157,6 @@ def _yolov5_tree(model: InertObject) -> tuple: # (modules, the head, how many st
     layers = _submodules((model.get('_modules') or {}).get('model'))
     head = layers[-1] if layers else None
     heads = len(_submodules((head.get('_modules') or {}).get('m'))) if isinstance(head, InertObject) else 0
-    if _class_basename(head) != 'Detect' or heads not in (3, 4) or not isinstance(model.get('yaml'), dict):
-        raise UnsafeCheckpoint(f'{len(layers)} modules, the last a {_class_basename(head)}: not the tree of YOLOv5')
     return layers, head, heads
 
 # %% ../../nbs/network/14_checkpoints.ipynb #2a6bd272
@@ -177,14 +177,14 @@ def _yolov5_classes(model: InertObject, head: InertObject,
 def _from_yolov5(model: InertObject, name: str) -> Detector: # name: of the file, for the cfg
     "The detector of a pickled YOLOv5 network."
     layers, head, heads = _yolov5_tree(model)
-    yaml = model.get('yaml')
+    yaml = y if isinstance(y := model.get('yaml'), dict) else {}
     arrays = safe_pickle.module_state_dict(model)                   # refuses what is no tree
-    if odd := _yolov5_mismatch(layers, heads): raise UnsafeCheckpoint(f'{odd}: it was built from an edited yaml')
+    if _yolov5_mismatch(layers, heads): return detector_of_modules(model, Path(name).stem)
     depth, width, anchors, stride = (yaml.get('depth_multiple'), yaml.get('width_multiple'),
                                      head.get('_buffers', {}).get('anchors'), model.get('stride'))
     sized = all(isinstance(x, int | float) and 0 < x <= 4 for x in (depth, width))
     if not sized or not isinstance(anchors, LazyTensor) or not isinstance(stride, LazyTensor):
-        raise UnsafeCheckpoint('its yaml, anchors or stride are missing')
+        return detector_of_modules(model, Path(name).stem)
     anchors = (anchors.tensor().double()*stride.tensor().double().view(-1, 1, 1)).reshape(-1, 2).tolist()
     found = _foreign_layers(arrays)
     last = [u.weight for u in found if u.name.startswith(f'model.{len(layers) - 1}.')]
@@ -210,13 +210,28 @@ def _match_layers(pairs: list, # of (layer, shape, has a BatchNorm, _ForeignLaye
         raise UnsafeCheckpoint(f'it has {have} convolutions and implicit vectors, the cfg {len(pairs)}')
 
 # %% ../../nbs/network/14_checkpoints.ipynb #1902a1ca
-def _with_pytorch_semantics(cfg: Cfg) -> Cfg:
-    "A Darknet cfg, made to say what YOLOR's and PyTorch_YOLOv4's code does with it."
+_ORIGINS = dict(yolov3='ultralytics/yolov3', yolor='YOLOR, PyTorch_YOLOv4, ScaledYOLOv4',
+                darknet='code that computes what the cfg says')
+
+def _tell_origin(names, # of the tensors
+                 kept, # keys of the checkpoint that they lie in
+                 kind: str, # class of a pickled network; ''
+                ) -> str: # of _ORIGINS; '' where nothing tells
+    "Whose code wrote a state dict."
+    own = [n for n in names if n.startswith('module_list.')]
+    if not own or any(n.split('.')[2].startswith(('conv_', 'batch_norm_')) for n in own): return 'darknet'
+    if any(n.endswith('.implicit') for n in own) or 'best_fitness_p' in kept or kind.startswith('models.models.'):
+        return 'yolor'
+    return 'yolov3' if kind.startswith('models.') else ''
+
+def _with_pytorch_semantics(cfg: Cfg, origin: str) -> Cfg:
+    "A Darknet cfg, made to say what the code of an origin does with it."
     out = cfg
+    if origin == 'darknet': return out
     for s in reversed(cfg.sections[1:]):
         if s.type == 'convolutional' and s.int('batch_normalize', 0) and 'eps' not in s:
             out = out.with_value(s.index, 'eps', .0001)
-        if s.type == 'yolo' and 'new_coords' not in s and 'yolov3' not in cfg.name:
+        if origin == 'yolor' and s.type == 'yolo' and 'new_coords' not in s:
             out = out.with_value(s.index, 'new_coords', 1).with_value(s.index, 'scale_x_y', 2.0)
     return out
 
@@ -238,11 +253,32 @@ def _identify_network(found: list) -> Cfg: # found: of _ForeignLayer
     if len(cfgs) == 1: return cfgs[0]
     if cfgs:
         raise UnsafeCheckpoint(f'its shapes are those of {" and of ".join(c.name for c in cfgs)}: say which with cfg=')
+    how = ('Its own code can save the network itself, which is read: torch.save(dict(model=model), path)'
+           if found[0].name.startswith('model.') else 'Give its cfg with cfg=')
     raise UnsafeCheckpoint(f'{len(found)} convolutions and implicit vectors, the first {found[0].name} '
-                           f'{found[0].weight.shape}: no network of the zoo. Give its cfg with cfg=')
+                           f'{found[0].weight.shape}: no network of the zoo. {how}')
 
 # %% ../../nbs/network/14_checkpoints.ipynb #7b825cdd
-def _from_state_dict(arrays: dict, cfg) -> Detector: # cfg: a Cfg, a path, a name of the zoo, or None
+def _with_own_anchors(cfg: Cfg, arrays: dict) -> Cfg:
+    "Anchors that a state dict of YOLOv5 keeps, in cells of its heads' strides, instead of the cfg's."
+    cells = next((a for k, a in arrays.items() if k.startswith('model.') and k.endswith('.anchors')), None)
+    if cells is None: return cfg
+    pixels = cells.tensor().double()*torch.tensor([8*2**i for i in range(cells.shape[0])]).view(-1, 1, 1)
+    text = ', '.join(f'{w:.9g},{h:.9g}' for w, h in _sound('its anchors', pixels).reshape(-1, 2).tolist())
+    for s in cfg.sections[1:]:
+        if s.type == 'yolo' and s.floats('anchors') != pixels.flatten().tolist():
+            cfg = cfg.with_value(s.index, 'anchors', text)
+    return cfg
+
+def _say_origin(cfg: Cfg, origin: str) -> Cfg:
+    "The cfg as its authors' code computes it; UnsafeCheckpoint where nothing says whose that is and it matters."
+    if not origin and len({_with_pytorch_semantics(cfg, o).text for o in _ORIGINS}) > 1:
+        known = ', '.join(f'origin={k} ({v})' for k, v in _ORIGINS.items())
+        raise UnsafeCheckpoint(f'its keys do not say whose code wrote it, and the same numbers are other boxes there. '
+                               f'Say which: {known}')
+    return _with_pytorch_semantics(cfg, origin or 'darknet')
+def _from_state_dict(arrays: dict, cfg, # a Cfg, a path, a name of the zoo, or None
+                     origin: str, kept=(), kind: str = '') -> Detector: # see _tell_origin
     "The detector of a state dict."
     # DataParallel
     while arrays and all(k.startswith('module.') for k in arrays): arrays = {k[7:]: a for k, a in arrays.items()}
@@ -256,7 +292,8 @@ def _from_state_dict(arrays: dict, cfg) -> Detector: # cfg: a Cfg, a path, a nam
         raise UnsafeCheckpoint(f'its shapes are those of {cfg.name}, but PyTorch_YOLOv4 has cfgs of the same shapes '
                                f'with other activations (mish, leaky) or joins ([route_lhalf] for groups=2). Give its '
                                f'cfg with cfg=')
-    fit = _cfg_folded_like(_with_pytorch_semantics(fit) if theirs else fit, found)
+    fit = _say_origin(_with_own_anchors(fit, arrays), origin or _tell_origin(arrays, kept, kind))
+    fit = _cfg_folded_like(fit, found)
     pairs = [(i, shape, bn, u) for (i, shape, bn, _), u in zip(_expected_layers(fit), found)]
     _match_layers(pairs, len(found))
     for i, *_, u in pairs:
@@ -265,6 +302,8 @@ def _from_state_dict(arrays: dict, cfg) -> Detector: # cfg: a Cfg, a path, a nam
     return _copy_foreign(Detector(fit), {i: u for i, *_, u in pairs})
 
 # %% ../../nbs/network/14_checkpoints.ipynb #1ecab7eb
+_WRAPPERS = dict(DataParallel='module', DistributedDataParallel='module', autoShape='model', AutoShape='model')
+
 def _extract_weights(saved): # -> InertObject of a network or dict of LazyTensors
     "The weights worth having in what a checkpoint holds."
     for _ in range(8): # a checkpoint inside a checkpoint
@@ -276,16 +315,15 @@ def _extract_weights(saved): # -> InertObject of a network or dict of LazyTensor
         if arrays := {k: a for k, a in saved.items() if isinstance(a, LazyTensor)}: return arrays
     for _ in range(8): # a wrapper may hold itself
         if not isinstance(saved, InertObject) or _class_basename(saved) not in _WRAPPERS: break
-        saved = safe_pickle.module_parts(saved).get('module')
+        saved = safe_pickle.module_parts(saved).get(_WRAPPERS[_class_basename(saved)])
     if isinstance(saved, InertObject) and _class_basename(saved) not in _WRAPPERS: return saved
     held = ', '.join(map(quote, list(saved)[:5])) if isinstance(saved, dict) else quote(saved)
     raise UnsafeCheckpoint(f'a checkpoint without a network; it holds {held}')
 
-_WRAPPERS = 'DataParallel', 'DistributedDataParallel'
-
 # %% ../../nbs/network/14_checkpoints.ipynb #6bb9ed2c
 def load_checkpoint(path,
                     cfg=None, # for state dicts of others: a Cfg, its path, or a name of the zoo; None: found out
+                    origin: str = '', # whose code wrote one: yolov3, yolor or darknet; '': read from its keys
                    ) -> Detector:
     "A detector from our own or another's checkpoint; no code in it is run. WeightsError says why it was not loaded."
     path, what = Path(path), guess_file_type(path)
@@ -293,6 +331,8 @@ def load_checkpoint(path,
         raise WeightsError(f'{path}: no checkpoint but {what}'
                            + (': use read_weights(Detector(Cfg.read(…)), path) with its cfg'
                               if what == 'Darknet weights' else ''))
+    if origin and origin not in _ORIGINS:
+        raise WeightsError(f'origin={origin}: choose one of {", ".join(_ORIGINS)}')
     kind = 'checkpoint'
     try:
         saved = safe_pickle.read_checkpoint(path)
@@ -300,8 +340,13 @@ def load_checkpoint(path,
             return from_checkpoint(saved)
         net = _extract_weights(saved)
         if isinstance(net, InertObject) and net.kind.startswith('models.yolo.'):
-            kind = 'YOLOv5 checkpoint'; return _from_yolov5(net, path.name)
-        return _from_state_dict(safe_pickle.module_state_dict(net) if isinstance(net, InertObject) else net, cfg)
+            kind = 'checkpoint of YOLOv5 or YOLOv7'; return _from_yolov5(net, path.name)
+        if isinstance(net, InertObject) and net.kind.startswith('ultralytics.'):
+            raise UnsafeCheckpoint('it is a network of the package ultralytics (YOLOv5u, YOLOv8 and later), whose head '
+                                   'is anchor-free: no cfg can say that. Weights of the repository yolov5 are read.')
+        kept, whole = saved if isinstance(saved, dict) else (), isinstance(net, InertObject)
+        return _from_state_dict(safe_pickle.module_state_dict(net) if whole else net, cfg, origin, kept,
+                                net.kind if whole else '')
     except (UnsafeCheckpoint, CfgError) as e: why = str(e)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, ArithmeticError, OSError,
             MemoryError) as e: # what a network cannot be built from, whichever step finds it

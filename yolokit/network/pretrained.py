@@ -141,13 +141,15 @@ def _text_of(path: Path) -> str:
 # %% ../../nbs/network/15_pretrained.ipynb #4dff837c
 def load_weights(path,       # .pt, or .weights of Darknet
                  network='', # of .weights: a name of the zoo or a .cfg; '': the .cfg (and maybe .names) beside the file
+                 origin: str = '', # of a .pt: whose code wrote it, see `load_checkpoint`
                 ) -> Detector:
     "A detector from a file; WeightsError where there is none, or no cfg beside it."
     path = Path(path)
     if not path.is_file(): raise WeightsError(f'{path}: there is no such weights file')
     darknet = path.suffix in ('.weights', '.backup') or '.conv.' in path.name
     if 'checkpoint' in (what := guess_file_type(path)) or what != 'Darknet weights' and not darknet:
-        return load_checkpoint(path)
+        beside = path.with_suffix('.cfg') # that a state dict of others needs
+        return load_checkpoint(path, beside if beside.is_file() else None, origin)
     if network in zoo.names(): d = Detector(zoo.load_cfg(network, 80))
     else:
         cfg = resolve_path(network) if network else _find_cfg(path)
@@ -162,9 +164,10 @@ def load_initial_weights(d: Detector,   # changed
                          path: Path,    # .pt, or .weights of Darknet
                          network: str,  # that .weights are of: a name of the zoo or a .cfg
                          tell=log_line, # called with one line about what was taken over
+                         origin: str = '', # of a .pt: whose code wrote it
                         ) -> None:
     "Put a file's weights into a detector, as far as they fit, and say how far that is."
-    report = transfer_weights(d, load_weights(path, network))
+    report = transfer_weights(d, load_weights(path, network, origin))
     at = path.relative_to(project_root()) if path.is_relative_to(project_root()) else path.name
     tell(f'weights from {at}: {report.summary()}')
     mine = [r for r in report.rows if r.how != 'unused']

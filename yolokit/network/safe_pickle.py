@@ -58,9 +58,12 @@ class LazyTensor:
     def numel(self): return math.prod(self.shape)
     def tensor(self) -> torch.Tensor: # contiguous, its own memory
         if not self.numel: return torch.zeros(self.shape, dtype=self.storage.dtype)
+        if self.numel > max(self.storage.numel, 1 << 20): # an expanded one repeats its numbers
+            raise UnsafeCheckpoint(f'{self.numel:,} numbers from a storage of {self.storage.numel:,}')
         dtype, n = self.storage.dtype, 1 + sum((n - 1)*s for n, s in zip(self.shape, self.stride))
         part = torch.frombuffer(self.storage.read(self.offset*dtype.itemsize, n*dtype.itemsize), dtype=dtype)
         return part.as_strided(self.shape, self.stride, 0).clone(memory_format=torch.contiguous_format)
+
 
 # %% ../../nbs/network/13_safe_pickle.ipynb #9db09641
 _FLOATS = dict(Double=torch.float64, Float=torch.float32, Half=torch.float16, BFloat16=torch.bfloat16)
@@ -103,8 +106,9 @@ def _rebuild_tensor(storage, offset, shape, stride, *_) -> LazyTensor:
     if not isinstance(storage, _Storage) or odd or len(shape) != len(stride):
         raise UnsafeCheckpoint(f'a tensor of shape {quote(shape)}, stride {quote(stride)}, offset {quote(offset)}')
     last = offset + sum((n - 1)*s for n, s in zip(shape, stride))
-    if (n := math.prod(shape)) and (last >= storage.numel or n > storage.numel):
-        raise UnsafeCheckpoint(f'a tensor of {n:,} numbers, the last at {last:,}, in a storage of {storage.numel:,}')
+    own = math.prod(n for n, s in zip(shape, stride) if s)     # an expanded tensor repeats its numbers by a stride of 0
+    if (n := math.prod(shape)) and (last >= storage.numel or own > storage.numel):
+        raise UnsafeCheckpoint(f'a tensor of {own:,} numbers, the last at {last:,}, in a storage of {storage.numel:,}')
     if n: storage.budget.draw((last + 1 - offset)*storage.dtype.itemsize)
     return LazyTensor(storage, offset, tuple(shape), tuple(stride))
 
@@ -387,6 +391,7 @@ def module_state_dict(record: InertObject, # a pickled nn.Module
     while todo:
         prefix, r = todo.pop()
         if not isinstance(r, InertObject) or not isinstance(r.state, dict): continue
+        if id(r) in seen and not any(r.get(k) for k in ('_parameters', '_buffers', '_modules')): continue
         if id(r) in seen: raise UnsafeCheckpoint(f'the module {prefix!r} occurs twice')
         seen.add(id(r))
         for kind in ('_parameters', '_buffers'):
