@@ -40,8 +40,8 @@ class _Absent(types.ModuleType):
 
 class _Absents(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     "Modules that the authors' code imports and that neither building nor running a network needs."
-    names = set('seaborn pandas thop requests pkg_resources psutil wandb google clearml ultralytics git scipy torchvision '
-                'pycocotools IPython'.split())
+    names = set('seaborn pandas thop requests pkg_resources psutil wandb google clearml ultralytics git scipy '
+                'torchvision pycocotools IPython'.split())
     def find_spec(self, name, path, target=None):
         if name.split('.')[0] in self.names or name == 'utils.plots':
             return importlib.machinery.ModuleSpec(name, self, is_package=True)

@@ -214,16 +214,17 @@ _ORIGINS = dict(yolov3='ultralytics/yolov3', yolor='YOLOR, PyTorch_YOLOv4, Scale
                 darknet='code that computes what the cfg says')
 
 def _tell_origin(names, # of the tensors
-                 kept, # keys of the checkpoint that they lie in
+                 kept, # the checkpoint that they lie in
                  kind: str, # class of a pickled network; ''
                 ) -> str: # of _ORIGINS; '' where nothing tells
     "Whose code wrote a state dict."
     own = [n for n in names if n.startswith('module_list.')]
     if not own or any(n.split('.')[2].startswith(('conv_', 'batch_norm_')) for n in own): return 'darknet'
-    if any(n.endswith('.implicit') for n in own) or 'best_fitness_p' in kept or kind.startswith('models.models.'):
-        return 'yolor'
+    if any(n.endswith('.implicit') for n in own) or kind.startswith('models.models.'): return 'yolor'
+    if isinstance(kept, dict) and 'best_fitness_p' in kept: return 'yolor'
     return 'yolov3' if kind.startswith('models.') else ''
 
+# %% ../../nbs/network/14_checkpoints.ipynb #bf51b675
 def _with_pytorch_semantics(cfg: Cfg, origin: str) -> Cfg:
     "A Darknet cfg, made to say what the code of an origin does with it."
     out = cfg
@@ -277,6 +278,8 @@ def _say_origin(cfg: Cfg, origin: str) -> Cfg:
         raise UnsafeCheckpoint(f'its keys do not say whose code wrote it, and the same numbers are other boxes there. '
                                f'Say which: {known}')
     return _with_pytorch_semantics(cfg, origin or 'darknet')
+
+# %% ../../nbs/network/14_checkpoints.ipynb #fabf7d04
 def _from_state_dict(arrays: dict, cfg, # a Cfg, a path, a name of the zoo, or None
                      origin: str, kept=(), kind: str = '') -> Detector: # see _tell_origin
     "The detector of a state dict."
@@ -302,6 +305,8 @@ def _from_state_dict(arrays: dict, cfg, # a Cfg, a path, a name of the zoo, or N
     return _copy_foreign(Detector(fit), {i: u for i, *_, u in pairs})
 
 # %% ../../nbs/network/14_checkpoints.ipynb #1ecab7eb
+_ANCHOR_FREE = ('it is a network of the package ultralytics (YOLOv5u, YOLOv8 and later), whose head is anchor-free: no '
+                'cfg can say that. Weights of the repository yolov5 are read.')
 _WRAPPERS = dict(DataParallel='module', DistributedDataParallel='module', autoShape='model', AutoShape='model')
 
 def _extract_weights(saved): # -> InertObject of a network or dict of LazyTensors
@@ -331,22 +336,18 @@ def load_checkpoint(path,
         raise WeightsError(f'{path}: no checkpoint but {what}'
                            + (': use read_weights(Detector(Cfg.read(…)), path) with its cfg'
                               if what == 'Darknet weights' else ''))
-    if origin and origin not in _ORIGINS:
-        raise WeightsError(f'origin={origin}: choose one of {", ".join(_ORIGINS)}')
+    if origin not in ('', *_ORIGINS): raise WeightsError(f'origin={origin}: choose one of {", ".join(_ORIGINS)}')
     kind = 'checkpoint'
     try:
         saved = safe_pickle.read_checkpoint(path)
         if isinstance(saved, dict) and {'yolokit', 'cfg', 'names', 'tensors'} <= saved.keys():
             return from_checkpoint(saved)
         net = _extract_weights(saved)
-        if isinstance(net, InertObject) and net.kind.startswith('models.yolo.'):
+        named = net.kind if isinstance(net, InertObject) else ''
+        if named.startswith('ultralytics.'): raise UnsafeCheckpoint(_ANCHOR_FREE)
+        if named.startswith('models.yolo.'):
             kind = 'checkpoint of YOLOv5 or YOLOv7'; return _from_yolov5(net, path.name)
-        if isinstance(net, InertObject) and net.kind.startswith('ultralytics.'):
-            raise UnsafeCheckpoint('it is a network of the package ultralytics (YOLOv5u, YOLOv8 and later), whose head '
-                                   'is anchor-free: no cfg can say that. Weights of the repository yolov5 are read.')
-        kept, whole = saved if isinstance(saved, dict) else (), isinstance(net, InertObject)
-        return _from_state_dict(safe_pickle.module_state_dict(net) if whole else net, cfg, origin, kept,
-                                net.kind if whole else '')
+        return _from_state_dict(safe_pickle.module_state_dict(net) if named else net, cfg, origin, saved, named)
     except (UnsafeCheckpoint, CfgError) as e: why = str(e)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, ArithmeticError, OSError,
             MemoryError) as e: # what a network cannot be built from, whichever step finds it
