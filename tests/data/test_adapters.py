@@ -200,6 +200,6 @@ def test_yaml_only_to_a_judged_detector(kind, truth, tmp_path):
     assert info['state'] == 'finished' and 'AP50' in info['result'] and (run/'weights/best.pt').exists()
     # the second app is judged on the other two
     if kind == 'json': return
-    said = app('evaluate', tmp_path, run='baseline-001', data='atm', split='', workers=0, check=False, bs=4,
+    said = app('evaluate', tmp_path, run='baseline-001', data='atm', split='', workers=0, check='', bs=4,
                device='cpu')
     assert 'AP' in said

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['JSON_SPACE', 'AnnotationFile', 'open_annotation', 'scan_json_value', 'find_path', 'parse_xml', 'apply_edits',
            'json_edits', 'replace_records', 'parse_adapter', 'is_valid_filename', 'file_name', 'declared_size',
-           'record_files', 'has_shape', 'read_source', 'header_size', 'render_file', 'rewrite_source']
+           'record_files', 'has_shape', 'read_source', 'read_columns', 'header_size', 'render_file', 'rewrite_source']
 
 # %% ../../nbs/data/18_adapters.ipynb #bc902b6b
 import fnmatch, json, os, re
@@ -19,7 +19,7 @@ import numpy as np, yaml
 from ..core.untrusted import open_regular, read_regular
 from ..core.images import ImageError, image_size
 from ..core.files import (decode_text, FormatError, guess_split, list_files, normalize_name, parse_floats, patch,
-                                read_text)
+                                read_text, sha256)
 from .shapes import SHAPES, polygon_bbox, rotated_box, upright_of
 
 # %% ../../nbs/data/18_adapters.ipynb #f731cbc5
@@ -39,10 +39,7 @@ class AnnotationFile:
     top: dict = field(default_factory=dict, repr=False)
     read: dict = field(default_factory=dict, repr=False, compare=False) # COCO: what was read, to see what changed
 
-    def __getattr__(self, name: str): # the places of COCO's records: found when a file is written again
-        if name not in ('images', 'boxes'): raise AttributeError(f'AnnotationFile has no {name!r}')
-        _find_coco_places(self)
-        return self.__dict__[name]
+    def __getattr__(self, name: str): return AnnotationFile._found(self, name)
 
     def bytes(self, text=None) -> 'bytes': # None: the text as it was read
         "The text as the bytes of a file; FormatError where the encoding lacks a letter."
@@ -50,6 +47,15 @@ class AnnotationFile:
         except UnicodeEncodeError as e:
             raise FormatError(self.file, f'{e.object[e.start:e.end]!r} cannot be written in {self.codec}',
                               'Write another format, or read the file as UTF-8.') from None
+
+# %% ../../nbs/data/18_adapters.ipynb #b61132e6
+@patch
+def _found(self: AnnotationFile, name: str): # text, images or boxes
+    "What is not kept is found when it is asked for: the places of COCO's records and a table's rows, a long text."
+    if name == 'text' and '_disk' in self.__dict__: return _text_again(self)
+    if name not in ('images', 'boxes'): raise AttributeError(f'AnnotationFile has no {name!r}')
+    (_find_row_places if '_row_images' in self.__dict__ else _find_coco_places)(self)
+    return self.__dict__[name]
 
 # %% ../../nbs/data/18_adapters.ipynb #d26d0768
 @patch
@@ -911,12 +917,7 @@ def read_source(s: AnnotationFile, A: _Adapter,
         at = f'{where}:{s.line(span[0] if span else found[0][2][0] if found else 0)}'
         try: m = _image_of(v, A, s, at, os.path.dirname(s.file), find, sizes)
         except FormatError as e: set_aside(-1, e); continue
-        key = m['path'] or m['file']
-        i = flat.get(key) if A.flat else None
-        if i is None or images[i]['source'] is not s:
-            i = flat[key] = len(images)
-            images.append(m | dict(source=s, place=len(s.images)))
-            s.images.append((span, m['file'], m['width'], m['height']))
+        i = _image_row(m, s, images, flat if A.flat else {}, span)
         for d, b, (p, q) in found:
             line, row, k = s.line(p), None, len(s.boxes)
             s.boxes.append((p, q, images[i]['place'], A.boxes.index(d)))
@@ -932,6 +933,181 @@ def _read_box(v, d: dict, A: _Adapter, s: AnnotationFile, m: dict, where) -> dic
     row = _box_of(v, d, A, m['width'], m['height'], where) if _is_box(v, d, A) else None
     if isinstance(row, dict) and (A.index or A.like): row['code'] = _class_of_code(row['code'], s, where)
     return row
+
+# %% ../../nbs/data/18_adapters.ipynb #985a61d9
+def _image_row(m: dict, s: AnnotationFile, images: list, flat: dict, span=None) -> int:
+    "The row of a record's image, a new one where this file has not named it before."
+    key = m['path'] or m['file']
+    i = flat.get(key)
+    if i is None or images[i]['source'] is not s:
+        i = flat[key] = len(images)
+        images.append(m | dict(source=s, place=len(s.images)))
+        s.images.append((span, m['file'], m['width'], m['height']))
+    return i
+
+# %% ../../nbs/data/18_adapters.ipynb #bec7a85d
+class _Unusual(Exception): "A table that has to be read row by row."
+
+def _cell_at(path: tuple, names: list, n: int): # number of the cell; '=text', the same for all; None: there is none
+    "Which cell of a row of n a path leads to."
+    for p in (tuple(path), *getattr(path, 'others', ())):
+        if len(p) != 1: raise _Unusual # json in a cell
+        k = p[0]
+        if isinstance(k, str) and k[:1] == '=': return k
+        if isinstance(k, int) and k < n: return k
+        if k in names: return n - 1 - names[::-1].index(k) # of two columns of one name the last counts
+
+def _plain_rows(s: AnnotationFile, A: _Adapter, where) -> tuple: # first row's place, line end, names, number of cells
+    "How the rows of a plain table stand in its text."
+    d, text = A.boxes[0], s.text
+    eol = '\r\n' if '\r' in text else '\n'
+    if {'points', 'shape', 'lists', 'angle', 'rotation'} & set(d) or len(A.boxes) > 1 or d['only']: raise _Unusual
+    if A.kind != 'csv' or not A.flat or A.skip or A.decimal == ',' or '"' in text: raise _Unusual
+    if len(eol) == 2 and not text.count('\r') == text.count('\n') == text.count(eol): raise _Unusual
+    first = text.split(eol, 1)[0].split(A.separator)
+    if not A.header: return 0, eol, [], len(first)
+    names = s.top['header'] = [x.strip() for x in first]
+    _check_columns(A, names, where)
+    return len(A.separator.join(first)) + len(eol), eol, names, len(first)
+
+# %% ../../nbs/data/18_adapters.ipynb #732b85de
+_PART = 1 << 22 # characters
+
+def _table_parts(text: str, at: int, sep: str, eol: str, n: int): # yields lists of n columns of texts
+    "A table by its columns, some ten thousand rows at a time."
+    while at < len(text):
+        end = text.find(eol, at + _PART)
+        part = text[at:end if end >= 0 else len(text)]
+        at += len(part) + len(eol)
+        rows = [row.split(sep) for row in part.removesuffix(eol).split(eol)]
+        if n < 2 or {len(row) for row in rows} != {n}: raise _Unusual
+        yield list(zip(*rows))
+
+_PLAIN_NUMBERS = re.compile(r'(?:[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?\n)*+')
+
+def _numbers(cells) -> np.ndarray: # (n,) float64
+    "The numbers in a column."
+    if not _PLAIN_NUMBERS.fullmatch('\n'.join(cells) + '\n'): raise _Unusual
+    return np.fromiter(map(float, cells), np.float64, len(cells))
+
+def _looked_up(cells, known: dict, # text -> value, added to
+               make, # function of a text and the row where it is first
+               dtype=object) -> np.ndarray: # (n,)
+    "A column of values that are made once for each text."
+    first = dict(zip(reversed(cells), range(len(cells) - 1, -1, -1)))
+    for c in sorted(first.keys() - known.keys(), key=first.get): known[c] = make(c, first[c])
+    return np.fromiter(map(known.__getitem__, cells), dtype, len(cells))
+
+
+# %% ../../nbs/data/18_adapters.ipynb #7aa0d3a7
+_KEPT_TEXT = 1 << 24 # characters of a table that stay in memory; a longer one is read again where it is written
+
+def _text_again(s: AnnotationFile) -> str:
+    "The text of a table that was left on the disk; FormatError where it is not the one that was read."
+    path = Path(s.root, s.file)
+    text = open_annotation(path, s.root, s.codec).text
+    if sha256(path) != s.__dict__['_disk']: raise FormatError(path, 'changed since it was read', 'Read it again.')
+    s.__dict__['text'] = text
+    return text
+
+def _find_row_places(s: AnnotationFile) -> None:
+    "Where each row of a plain table stands."
+    ends = [m.end() for m in re.finditer('\n', s.text)]
+    if not ends or ends[-1] < len(s.text): ends.append(len(s.text))
+    spans = list(zip([0, *ends], ends))['header' in s.top:]
+    s.boxes = [(a, b, i, 0) for (a, b), i in zip(spans, s.__dict__['_row_images'].tolist())]
+
+# %% ../../nbs/data/18_adapters.ipynb #0ff83770
+class _ColumnReader:
+    "What is known of a plain table while it is read: its pictures and classes."
+    def __init__(self, s, A, find, where, images, flat, sizes, codes): # see `read_columns`
+        self.s, self.A, self.find, self.where, self.sizes, self.codes = s, A, find, where, sizes, codes
+        self.images, self.flat, self.seen, self.known, self.scales = images, flat, {}, {}, []
+        self.start, self.eol, self.names, self.n = _plain_rows(s, A, where)
+        self.d = A.boxes[0]
+        self.line = 1 + bool(self.names) # of the first row of a part
+        own = [A.image[k] for k in ('file', 'width', 'height', 'split', 'id') if k in A.image]
+        if m := _TEMPLATE.search(str(A.image['file'][0])): own[0] = (int(m[1]) if m[1].isdecimal() else m[1],)
+        cells = (_cell_at(p, self.names, self.n) for p in own)
+        self.own = sorted({k for k in cells if isinstance(k, int)}) # the cells that tell the picture
+        if not self.own: raise _Unusual
+
+    def cell(self, path, columns): # tuple of texts; None where the row has no such cell
+        k = _cell_at(path, self.names, self.n)
+        return columns[k] if isinstance(k, int) else k and (k[1:],)*len(columns[0])
+
+
+# %% ../../nbs/data/18_adapters.ipynb #3cc94e87
+@patch
+def picture(self: _ColumnReader, columns) -> np.ndarray: # (n,) number of the pair of an image and a size
+    def make(_, j):
+        row = [c[j] for c in columns]
+        v, at = dict(enumerate(row)) | dict(zip(self.names, row)), f'{self.where}:{self.line + j}'
+        m = _image_of(v, self.A, self.s, at, os.path.dirname(self.s.file), self.find, self.sizes)
+        i = _image_row(m, self.s, self.images, self.flat)
+        self.scales.append((i, *_scale(self.A, m['width'], m['height'])))
+        return len(self.scales) - 1
+    return _looked_up(list(zip(*(columns[k] for k in self.own))), self.seen, make, np.int64)
+
+@patch
+def code(self: _ColumnReader, cells) -> np.ndarray: # (n,) number in codes
+    def make(c, j):
+        code, at = c.strip(), f'{self.where}:{self.line + j}'
+        if not c: raise _Unusual
+        if self.A.index or self.A.like: code = _class_of_code(code, self.s, at)
+        return self.codes.setdefault(code, (len(self.codes), f'{self.s.file}:{self.line + j}'))[0]
+    return _looked_up(cells, self.known.setdefault('class', {}), make, np.int64)
+
+# %% ../../nbs/data/18_adapters.ipynb #71ad8e30
+@patch
+def extras(self: _ColumnReader, columns) -> dict: # name -> (n,)
+    "Score, id, crowd and the columns asked for, as `_extra_values` has them."
+    def scalar(path, name):
+        cells = self.cell(path, columns)
+        if cells is None: return np.full(len(columns[0]), None)
+        return _looked_up(cells, self.known.setdefault(name, {}), lambda c, _: _parse_scalar(c))
+    out = {k: scalar(p, (k,)) for k, p in self.d['columns'].items()}
+    if 'score' in self.d:
+        cells = self.cell(self.d['score'], columns) or ('',)*len(columns[0])
+        out['score'] = np.full(len(cells), np.nan)
+        has = np.array([c != '' for c in cells])
+        out['score'][has] = _numbers([c for c in cells if c]) if has.any() else ()
+    if 'id' in self.d: out['id'] = scalar(self.d['id'], 'id')
+    if 'crowd' in self.d: out['crowd'] = scalar(self.d['crowd'], 'crowd').astype(bool)
+    return out
+
+
+# %% ../../nbs/data/18_adapters.ipynb #eb51306f
+@patch
+def read(self: _ColumnReader): # yields dicts of columns
+    "The boxes of one part of the table after the other."
+    keys = [[k for k in axis if k in self.d] for axis in _AXES]
+    for columns in _table_parts(self.s.text, self.start, self.A.separator, self.eol, self.n):
+        n, pair = len(columns[0]), self.picture(columns)
+        i, w, h = np.array(self.scales, np.float64).T[:, pair]
+        got = {k: _numbers(self.cell(self.d[k], columns) or ('',)) for axis in keys for k in axis}
+        (x0, x1), (y0, y1) = (_axis_range(got, *axis) for axis in _AXES)
+        code = self.code(self.cell(self.d['class'], columns) or ('',))
+        origin = np.array([f'{self.s.file}:{self.line + k}' for k in range(n)], object)
+        yield dict(image=i.astype(np.int64), category=code, x0=x0*w, y0=y0*h, x1=x1*w, y1=y1*h, origin=origin,
+                   slot=np.arange(self.line, self.line + n) - 1 - bool(self.names)) | self.extras(columns)
+        self.line += n
+
+# %% ../../nbs/data/18_adapters.ipynb #c67dd4c5
+def read_columns(s: AnnotationFile, A: _Adapter, find, where, images: list, flat: dict, sizes, # as in `read_source`
+                 codes: dict, # code of a class -> (number, origin of the first box), added to
+                ) -> dict | None: # name -> (N,), `category` in the numbers of codes; None: read it row by row
+    "The boxes of a plain table of boxes, as columns."
+    try:
+        if A.like: _read_class_file(s, A)
+        parts = list(_ColumnReader(s, A, find, where, images, flat, sizes, codes).read())
+    except (_Unusual, FormatError): return None # the rows say what is wrong
+    if not parts: return None
+    out = {k: np.concatenate([p.pop(k) for p in parts]) for k in [*parts[0]]}
+    s.__dict__.pop('boxes')
+    s.__dict__['_row_images'] = np.array([m['place'] for m in images], np.int32)[out['image']]
+    if len(s.text) > _KEPT_TEXT: s.__dict__['_disk'] = sha256(where); del s.text
+    return out
 
 # %% ../../nbs/data/18_adapters.ipynb #ccf3cf59
 def _yaml_to_json(s: AnnotationFile, where) -> None:

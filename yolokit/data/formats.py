@@ -20,7 +20,7 @@ from ..core.files import (atomic_write, FormatError, guess_split, image_finder, 
 from ..core.console import log_line
 from .table import gc_paused, Table, TableError
 from .adapters import (JSON_SPACE, AnnotationFile, apply_edits, find_path, header_size, json_edits,
-                                   open_annotation, parse_adapter, read_source, record_files, render_file,
+                                   open_annotation, parse_adapter, read_columns, read_source, record_files, render_file,
                                    replace_records, rewrite_source)
 from .archives import ARCHIVES, FILMS, is_packed, packed_files, unpack
 from .described import DESCRIBED, described_files, find_described
@@ -656,8 +656,7 @@ def _read_record_files(path: Path, A, files: list, format: str, find, images: li
     "Rows of all record files; of several, one that cannot be read is set aside, and one of another kind is left alone."
     root, sources, flat, others, bad = path if path.is_dir() else path.parent, [], {}, [], []
     for p in files:
-        split = next((x for f in p.relative_to(root).parts[:-1] if (x := guess_split(f))), '')
-        if A.flat or A.whole or A.image['each']: split = split or guess_split(p.stem)  # train_labels.csv
+        split = _split_of_file(p, root, A)
         n = len(images), len(boxes), len(odd or ())
         try:
             s = open_annotation(p, root, A.encoding, format=format, split=split)
@@ -693,6 +692,43 @@ def _own_pictures(images: list, # rows, changed
         log_line(f'{m["source"].file} names {m["file"]}, as another record does; {there}')
         m.update(path=own, file=os.path.join(os.path.dirname(m['file']), os.path.basename(own)))
 
+# %% ../../nbs/data/22_formats.ipynb #31d71fd4
+def _split_of_file(p: Path, root: Path, A) -> str:
+    "What the folders of a record file, or its name, say of its pictures."
+    split = next((x for f in p.relative_to(root).parts[:-1] if (x := guess_split(f))), '')
+    if A.flat or A.whole or A.image['each']: split = split or guess_split(p.stem)  # train_labels.csv
+    return split
+
+def _read_plain_tables(root: Path, A, files: list, format: str, find, images: list, # rows, added to
+                       names=None, sizes=None) -> tuple | None: # sources, columns; None where one is not plain
+    "The boxes of tables by their columns, with `codes` of the numbers in `category`."
+    sources, parts, flat, codes = [], [], {}, {}
+    for p in files if A.kind == 'csv' and A.flat else ():
+        try: s = open_annotation(p, root, A.encoding, format=format, split=_split_of_file(p, root, A))
+        except FormatError: break
+        if A.index and names: s.top['names'] = list(names)
+        part = read_columns(s, A, find, p, images, flat, sizes or {}, codes)
+        if part is None: break
+        sources.append(s); parts.append(part)
+    if not parts or len(parts) < len(files): images.clear(); return None
+    return sources, {k: np.concatenate([x.pop(k) for x in parts]) for k in [*parts[0]]} | dict(codes=codes)
+
+def _name_columns(A, columns: dict, # see `_read_plain_tables`; changed
+                  sources: list, names, root) -> tuple[list, list]: # names, their ids
+    "What `_class_names` does, once a code."
+    some = [dict(code=c, origin=origin) for c, (_, origin) in columns.pop('codes').items()]
+    names, ids = _class_names(A, some, sources, names, root)
+    columns['category'] = np.array([b['category'] for b in some], np.int64)[columns['category']]
+    return names, ids
+
+
+# %% ../../nbs/data/22_formats.ipynb #a539f29a
+def _papers(root: Path, sources: list, voc: bool) -> list: # AnnotationFiles
+    "Files beside the records that are kept with them: lists of splits, class names."
+    some = sorted(root.glob('**/ImageSets/Main/*.txt')) if voc else \
+        [root/f for f in sorted({s.top['class file'] for s in sources if 'class file' in s.top})]
+    return [open_annotation(p, root) for p in some]
+
 # %% ../../nbs/data/22_formats.ipynb #22d88987
 def _embedded_pictures(images: list) -> None: # rows, changed
     "A picture that is only inside its labelme record comes to the cache."
@@ -727,7 +763,9 @@ def _read_by_adapter(path, A, # an adapter
         raise FormatError(path, f'no file {" or ".join(A.files)} in it', f'That is where {A.name} has its records.')
     find = image_finder(root, tuple(f for f in (A.images.split('/')[0], 'images', 'JPEGImages', 'image_2') if f))
     splits = voc_splits(root) if voc else {}
-    sources = _read_record_files(path, A, files, format, find, images, boxes, None if strict else odd, names, sizes)
+    if plain := _read_plain_tables(root, A, files, format, find, images, names, sizes): sources, boxes = plain
+    else:
+        sources = _read_record_files(path, A, files, format, find, images, boxes, None if strict else odd, names, sizes)
     for m in images if voc else (): _voc_row(m, splits)
     if not (A.image['each'] or A.flat): _own_pictures(images, find)
     if A.name == 'labelme': _embedded_pictures(images)
@@ -736,13 +774,10 @@ def _read_by_adapter(path, A, # an adapter
     if not images and not boxes:
         at = ''.join(map(str, A.image['each'])) or 'the top'
         raise FormatError(path, 'no record of a picture in it', f'{A.name} has them at {at}.')
-    names, ids = _class_names(A, boxes, sources, names, root)
+    names, ids = (_name_columns if plain else _class_names)(A, boxes, sources, names, root)
     for m, i in zip(images, _unique_ids([m['id'] for m in images], 0)): m['id'] = i
-    papers = sorted(root.glob('**/ImageSets/Main/*.txt')) if voc else \
-        [root/f for f in sorted({s.top['class file'] for s in sources if 'class file' in s.top})]
-    papers = [open_annotation(p, root) for p in papers]
-    return _to_table(images, boxes, names, ids, dict(format=format, papers=papers, sources=sources, count=len(images))
-                     | aside | _count_shapes(sources))
+    extra = dict(format=format, papers=_papers(root, sources, voc), sources=sources, count=len(images))
+    return _to_table(images, boxes, names, ids, extra | aside | _count_shapes(sources))
 
 # %% ../../nbs/data/22_formats.ipynb #fce05538
 def _class_names(A, boxes: list, # rows; they get `category`
