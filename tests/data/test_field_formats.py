@@ -88,6 +88,12 @@ def test_a_folder_is_read_as_its_tool_means_it(tmp_path, name, format, tool, nam
             assert (tmp_path/'again'/p.relative_to(shared(name))).read_bytes() == p.read_bytes()
 
 
+def test_every_small_folder_has_a_test():
+    tests = [p.read_text(encoding='utf-8') for p in Path(__file__).parents[1].glob('*/test_field_*.py')]
+    names = [p.name for p in shared('').iterdir() if p.is_dir()]
+    assert len(names) >= 85 and not [n for n in names if not any(n in text for text in tests)]
+
+
 def test_cvat_tracks_become_pictures_of_frames():  # CVAT for video 1.1; outside: not seen
     t = read(shared('k05_track_video'), 'cvat')
     assert facts(t) == ([('', f'frame_{k:06d}.PNG') for k in range(3)], [('cat', *CAT), ('cat', 6, 6, 30, 40)])
@@ -146,6 +152,10 @@ MEMBERS = [
      'items': [{'id': 'a', 'annotations': [{'id': 1, 'type': 'bbox', 'label_id': 1, 'bbox': [5, 6, 25, 34]},
                                            {'id': 2, 'type': 'points', 'label_id': 0, 'points': [1, 2]}]}]},
      [('train', 'cat', CAT)]),
+    ('aihub', '라벨링데이터/a.json', {'image': {'filename': 'a.jpg', 'resolution': [64, 48]}, 'annotations': [
+        {'data ID': 'S3', 'box': [5, 6, 30, 40], 'class': '01'},
+        {'data ID': 'S3', 'class': '02', 'box': None, 'polygon': [[5, 6], [30, 6], [30, 40]]}]},
+     [('', '01', CAT), ('', '02', CAT)]),
     ('vott-csv', 'vott-csv-export.csv',
      '"image","xmin","ymin","xmax","ymax","label"\n"a.jpg",5,6,30,40,"cat"\n', [('', 'cat', CAT)]),
     ('wider', 'wider_face_val_bbx_gt.txt',

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np, pytest
 from yolokit.core import images
 from yolokit.core.files import FormatError, shared_data_dir
+from yolokit.data.table import Table
 from yolokit.data.formats import read, write
 
 SHARED = shared_data_dir()
@@ -210,6 +211,36 @@ def test_a_box_from_its_segmentation(put, tmp_path, segmentation, box):
 def test_ids_as_text(put):
     a = dict(id='7', image_id='1', category_id='1', bbox=[5, 6, 25, 34])
     assert read(put('a.json', coco(a))/'a.json').xyxy.tolist() == [A]
+
+
+def test_new_boxes_get_ids_as_the_file_has_them(put, tmp_path):
+    for ids, new in ((['b1', 'b2'], '1'), (['7', '9'], '10'), ([7, 9], 10)):
+        one = dict(image_id='1', category_id='c', bbox=[5, 6, 25, 34])
+        d = coco(*(dict(one, id=i) for i in ids), images=[dict(id='1', file_name='a.jpg', width=64, height=48)],
+                 categories=[dict(id='c', name='cat')])
+        t = read(put('a.json', d))
+        b = {k: np.concatenate([v, v[:1]]) for k, v in t.boxes.items()}
+        b['slot'][-1], b['id'][-1], b['x1'][-1] = -1, None, 31
+        write(Table.make(t.images, b, t.names, t.category_ids, t.extra), tmp_path/f'{ids}.json', 'coco')
+        assert [a['id'] for a in json.loads((tmp_path/f'{ids}.json').read_text())['annotations']] == [*ids, new]
+
+
+@pytest.mark.parametrize('part, file, text, where', [
+    ('annotations/instances_train2017.json', 'train2017/a.jpg', coco(), 'train2017/'),
+    ('annotations', 'images/a.jpg', coco(), 'images/'),
+    ('Annotations', 'JPEGImages/a.jpg', voc('a.jpg'), 'JPEGImages/'),
+    ('labels', 'images/a.jpg', '0 .5 .5 .5 .5\n', 'images/'),
+    ('labels/train', 'images/train/a.png', '0 .5 .5 .5 .5\n', 'images/train/'),
+    ('ann/annotations.xml', '사진/a.jpg', cvat('<image id="0" name="a.jpg" width="64" height="48"/>'), '사진/')])
+def test_a_part_of_a_set_says_where_its_pictures_lie(put, capsys, part, file, text, where):
+    names = {'annotations': 'instances_all.json', 'Annotations': 'a.xml', 'labels': 'a.txt', 'labels/train': 'a.txt'}
+    put(file)
+    t = read(put(f'{part}/{names[part]}' if part in names else part, text)/part)
+    assert not any(t.images['path'])
+    assert f'is there, but the first lies in {where} of the folder set: read that folder.' in capsys.readouterr().out
+    put(f'{part}/a.jpg' if part in names else f'{Path(part).parent}/a.jpg')
+    read(put('x.txt', '')/part)
+    assert 'read that folder' not in capsys.readouterr().out
 
 
 def test_root_category(put, tmp_path, capsys):

@@ -269,3 +269,9 @@ def test_every_picture_that_is_read_is_found(tmp_path, suffix, capsys):
         t = read(path)
         assert t.images['path'][0].endswith(f'a.{suffix}') and t.xyxy.tolist() == [list(MID)]
     assert f'such as a.{suffix} for A.jpg' in capsys.readouterr().out
+
+
+def test_pictures_that_nothing_decodes_are_said(tmp_path, capsys):
+    t = read(make(tmp_path, {'images/a.HEIC': 'x', 'images/b.heif': 'x', 'labels/a.txt': ROW, 'labels/b.txt': ROW}))
+    assert len(t) == 2 and not any(t.images['path'])
+    assert 'pictures in HEIC, which nothing here decodes: 2. They count as not there: convert' in capsys.readouterr().out

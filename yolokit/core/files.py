@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['IMAGES', 'MEDIA_DIRS', 'project_root', 'shared_data_dir', 'resolve_path', 'atomic_write', 'sha256', 'numbered_dir',
-           'map_threaded', 'patch', 'FormatError', 'normalize_name', 'list_files', 'image_finder', 'guess_split',
-           'decode_text', 'read_text', 'parse_floats', 'load_json', 'load_yaml', 'load_data_yaml', 'to_columns',
-           'merge_json', 'to_python', 'save_json', 'make_linker']
+           'map_threaded', 'patch', 'FormatError', 'normalize_name', 'walk_once', 'list_files', 'image_finder',
+           'guess_split', 'decode_text', 'read_text', 'parse_floats', 'load_json', 'load_yaml', 'load_data_yaml',
+           'to_columns', 'merge_json', 'to_python', 'save_json', 'make_linker']
 
 # %% ../../nbs/core/04_files.ipynb #adf4e65c
 import codecs, hashlib, json, os, re, shutil, unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 import numpy as np, yaml
 from .untrusted import quote, read_regular, visible
@@ -107,22 +108,39 @@ def normalize_name(text, # a name or path, as found
     "Text with composed Unicode and forward slashes: how names are compared."
     return unicodedata.normalize('NFC', str(text)).replace('\\', '/')
 
-# %% ../../nbs/core/04_files.ipynb #eba78d0c
-def list_files(folder, # may be absent: then nothing is listed
-               suffixes: tuple = IMAGES, # lower case
-              ) -> dict[str, Path]: # composed path relative to the folder: the path as it is on disk; sorted
-    "Every file of these kinds under a folder, but those that a system or an editor hides there (.git, ._a.jpg, ...)."
-    found, seen = {}, set()
+# %% ../../nbs/core/04_files.ipynb #6114df45
+_WALKS = ContextVar('walks', default=None) # folder -> what `_walk` gave
+
+@contextmanager
+def walk_once():
+    "Inside, a folder is walked once however often it is listed: nobody writes into it meanwhile."
+    token = _WALKS.set({})
+    try: yield
+    finally: _WALKS.reset(token)
+
+def _walk(folder) -> list: # (composed path relative to the folder, its folder, name) of each file, sorted
+    "Every file under a folder, but those that are hidden."
+    done, key = _WALKS.get(), os.path.abspath(folder)
+    if done is not None and key in done: return done[key]
+    found, seen = [], set()
     for base, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(base)
         if real in seen: folders.clear(); continue  # a link that leads back up
         seen.add(real)
         rel = os.path.relpath(base, folder)
         folders[:] = [f for f in folders if f[0] != '.' and f != '__MACOSX']
-        for n in names:
-            if n[0] == '.' or not n.lower().endswith(suffixes): continue
-            found[normalize_name(n if rel == '.' else f'{rel}/{n}')] = Path(base, n)
-    return dict(sorted(found.items()))
+        found += [(normalize_name(n if rel == '.' else f'{rel}/{n}'), base, n) for n in names if n[0] != '.']
+    found.sort(key=lambda f: f[0])
+    if done is not None: done[key] = found
+    return found
+
+# %% ../../nbs/core/04_files.ipynb #eba78d0c
+def list_files(folder, # may be absent: then nothing is listed
+               suffixes: tuple = IMAGES, # lower case
+              ) -> dict[str, Path]: # composed path relative to the folder: the path as it is on disk; sorted
+    "Every file of these kinds under a folder, but those that a system or an editor hides there (.git, ._a.jpg, ...)."
+    some = ((k, base, n) for k, base, n in _walk(folder) if n.lower().endswith(suffixes))
+    return {k: Path(base, n) for k, base, n in some}
 
 # %% ../../nbs/core/04_files.ipynb #efa22880
 MEDIA_DIRS = ('images', 'jpegimages', 'image', 'imgs', 'img', 'raw')

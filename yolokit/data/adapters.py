@@ -68,6 +68,11 @@ def line(self: AnnotationFile,
     return int(np.searchsorted(self.__dict__['_ends'], at)) + 1
 
 # %% ../../nbs/data/18_adapters.ipynb #7c59d590
+def _relative(path: str, root: str) -> str:
+    "What `os.path.relpath` says, sooner where the path begins with the root."
+    inside = root and path.startswith(root + os.sep) and '..' not in path
+    return path[len(root) + 1:] if inside else os.path.relpath(path, root)
+
 def open_annotation(path, # the file
                     root, # the folder that is read
                     codec: str = '', # what the adapter says
@@ -75,8 +80,9 @@ def open_annotation(path, # the file
     "An annotation file, opened; FormatError where that is not possible."
     try: data = read_regular(path)
     except OSError as e: raise FormatError(path, f'cannot be opened ({e.strerror})', 'Check the path.') from None
-    name = normalize_name(os.path.relpath(path, root))
-    return AnnotationFile(name, *decode_text(data, path, codec), root=str(Path(root).absolute()), **more)
+    at = str(root) if os.path.isabs(root) else str(Path(root).absolute())
+    name = normalize_name(_relative(str(path), str(root)))
+    return AnnotationFile(name, *decode_text(data, path, codec), root=at, **more)
 
 # %% ../../nbs/data/18_adapters.ipynb #79259d3b
 JSON_SPACE = re.compile(r'[ \t\r\n]*')

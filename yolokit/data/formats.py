@@ -12,11 +12,12 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 import numpy as np, yaml
-from ..core.files import (atomic_write, FormatError, guess_split, image_finder, list_files, load_json, load_yaml,
-                                make_linker, merge_json, normalize_name, save_json, to_columns, to_python)
+from ..core.files import (atomic_write, FormatError, guess_split, image_finder, IMAGES, list_files, load_json,
+                                load_yaml, make_linker, merge_json, normalize_name, save_json, to_columns, to_python,
+                                walk_once)
 from ..core.console import log_line
 from .table import gc_paused, Table, TableError
 from .adapters import (JSON_SPACE, AnnotationFile, apply_edits, find_path, header_size, json_edits,
@@ -157,13 +158,14 @@ def _is_coco(s: AnnotationFile | None) -> bool: return s is not None and s.forma
 
 def _raw_records(t: Table) -> tuple[list, list]:
     "The COCO record of each image and each box; None for what came from none."
-    parsed, none = {}, [None]*t.n_images
+    if not any(map(_is_coco, t.images.get('source', ()))): return [None]*t.n_images, [None]*len(t)
+    parsed = {}
     def of(s): # a file is parsed once
         if not _is_coco(s): return None
         if id(s) not in parsed: parsed[id(s)] = json.loads(s.text)
         return parsed[id(s)]
-    every = [of(s) for s in t.images.get('source', none)]
-    images = [d and d['images'][k] for d, k in zip(every, t.images.get('place', none))]
+    every = [of(s) for s in t.images['source']]
+    images = [d and d['images'][k] for d, k in zip(every, t.images['place'])]
     slots = zip(t.boxes['image'].tolist(), t.boxes['slot'].tolist() if 'slot' in t.boxes else [-1]*len(t))
     return images, [every[i]['annotations'][k] if k >= 0 and every[i] else None for i, k in slots]
 
@@ -193,8 +195,9 @@ def _coco_annotation(b: dict, raw, # row; the record it came from, or None
 def _unique_ids(ids, # one an image or box
                 first: int = 1) -> list:
     "The ids as they are if every one exists and is unique, else numbers from the first."
-    ids = [to_python(i) for i in ids]
-    good = all(isinstance(i, (int, str)) for i in ids) and len(set(ids)) == len(ids)
+    ids = ids.tolist() if isinstance(ids, np.ndarray) else ids
+    if not {*map(type, ids)} <= {int, str}: ids = [to_python(i) for i in ids]
+    good = {*map(type, ids)} <= {int, str, bool} and len(set(ids)) == len(ids)
     return ids if good else list(range(first, first + len(ids)))
 
 # %% ../../nbs/data/22_formats.ipynb #01789a08
@@ -217,7 +220,8 @@ def _is_as_read(t: Table, rows: np.ndarray, # of boxes, all of this source
 def _coco_annotations(t: Table, raws: list, ids: list, # of each box: the record it came from, or None; its new id
                       image_ids: list) -> list[dict]:
     "The entries of `annotations`."
-    image, category = [image_ids[i] for i in t.boxes['image']], [t.category_ids[c] for c in t.boxes['category']]
+    image, category = ([ids[i] for i in t.boxes[k].tolist()]
+                       for k, ids in (('image', image_ids), ('category', t.category_ids)))
     if not any(raws) and 'polygon' not in t.boxes: return _new_annotations(t, ids, image, category)
     of, same = t.images.get('source', np.full(t.n_images, None))[t.boxes['image']], np.zeros(len(t), bool)
     for s in {id(s): s for s in of if s is not None}.values():
@@ -308,6 +312,15 @@ def _moved_records(s: AnnotationFile, t: Table, rows: np.ndarray, # of boxes of 
     new = (_moved_record(*x) for x in zip(texts, now, was))
     return {j: x for j, x in zip(rows.tolist(), new) if x is not None}
 
+# %% ../../nbs/data/22_formats.ipynb #8abd6bdc
+def _new_ids(t: Table): # yields ids
+    "Ids that no box has; texts where all ids are texts."
+    used = [v for v in t.boxes.get('id', ()) if isinstance(v, int | str)]
+    words = bool(used) and all(isinstance(v, str) for v in used)
+    known = (int(v) for v in used if not isinstance(v, str) or words and re.fullmatch('[0-9]{1,18}', v))
+    first = max(known, default=0) + 1
+    return map(str, count(first)) if words else count(first)
+
 # %% ../../nbs/data/22_formats.ipynb #f1a25b51
 def _coco_texts(s: AnnotationFile, t: Table, mine: np.ndarray, # rows of boxes
                 ids: dict) -> list[tuple]: # class -> the file's id; (slot or -1, text or None: as it is)
@@ -321,12 +334,12 @@ def _coco_texts(s: AnnotationFile, t: Table, mine: np.ndarray, # rows of boxes
         moved[moved] = [said[p] for p in zip(now, was)]
     same = moved & _is_as_read(t, mine, s, ('x0', 'y0', 'x1', 'y1'))
     texts = _moved_records(s, t, mine[moved & ~same])
-    fresh = max((v for v in t.boxes.get('id', []) if isinstance(v, int)), default=0)
+    fresh = _new_ids(t)
     for j, slot, as_it_is in zip(mine.tolist(), slots.tolist(), same.tolist()):
         if as_it_is or j in texts: out.append((slot, texts.get(j))); continue
         image = s.images[t.images['place'][t.boxes['image'][j]]]
         k, new = _coco_edit(s, _row_of(t.boxes, j), ids, image)
-        if isinstance(new, dict): fresh += 1; new = json.dumps(dict(id=fresh) | new, ensure_ascii=False)
+        if isinstance(new, dict): new = json.dumps(dict(id=next(fresh)) | new, ensure_ascii=False)
         out.append((k, new))
     return out
 
@@ -456,7 +469,7 @@ def _read_yolo(path,
     for split, file, pic, label in files:
         s = _open_labels(label, folder, format, split)
         if points: s.top['points'] = points
-        w, h = sizes.get(normalize_name(os.path.relpath(label, folder))) or header_size(pic)
+        w, h = sizes and sizes.get(normalize_name(os.path.relpath(label, folder))) or header_size(pic)
         boxes += yolo_rows(s, 0 if strict is False else len(names), w, h, len(images), label, points, odd)
         images.append(dict(id=len(images), file=file, path=pic, width=w, height=h, split=split, source=s, place=0))
     if not images: raise FormatError(path, 'no pictures in it', 'Check the folder.')
@@ -1241,15 +1254,38 @@ def _find_tracks(path: Path) -> Path | None:
     some = [path] if path.is_file() else list(list_files(path, ('.xml',)).values())[:9]
     return next((p for p in some if file_contains(p, b'<track ') and not file_contains(p, b'<image ')), None)
 
+# %% ../../nbs/data/22_formats.ipynb #a0009e43
+def _pictures_above(t: Table, path: Path) -> str: # relative to the folder
+    "Where the first picture lies beside or above what was read: the path is one folder too deep; '' if nowhere."
+    base, name = path.absolute() if path.is_dir() else path.absolute().parent, Path(t.images['file'][0]).name
+    try:
+        for up in (base.parent, base.parent.parent):
+            near = [p for p in sorted(up.iterdir())[:100] if p.is_dir() and p not in (base, *base.parents)]
+            near += [q for p in near for q in sorted(p.iterdir())[:20] if q.is_dir()]
+            for p in (p for p in near if any((p/name).with_suffix(s).is_file() for s in IMAGES)):
+                return f'{p.relative_to(up).as_posix()}/ of the folder {up.name}'
+    except OSError: pass
+    return ''
+
+_RAW = ('.heic', '.heif')
+
+def _report_pictures(t: Table, path: Path, raw: int) -> None: # raw: how many pictures nothing here decodes
+    "Say where pictures are that were not found, and which nothing here decodes."
+    if t.n_images and not any(t.images['path']) and (at := _pictures_above(t, path)):
+        log_line(f'{path.name}: no picture of {t.n_images} is there, but the first lies in {at}: read that folder.')
+    if raw: log_line(f'{path.name}: pictures in HEIC, which nothing here decodes: {raw}. They count as not there: '
+                     'convert them to jpg under the same names.')
+
 # %% ../../nbs/data/22_formats.ipynb #a1b2c3d4
 _LOOKED = 'labels/ for images/, JPEGImages/, imgs/ or raw/, beside the pictures, and by name elsewhere'
 
 def _report(t: Table, path: Path) -> None:
     "Say what was not found, and which names were found in other letters."
-    here = list_files(path) if path.is_dir() else {}
+    here = list_files(path, (*IMAGES, *_RAW)) if path.is_dir() else {}
+    raw = sum(k.lower().endswith(_RAW) for k in here)
     of = t.images.get('source', [None]*t.n_images)
     absent = np.array([s is not None and s.top.get('absent', False) for s in of], bool)
-    n = max(t.n_images, len(here)) - int((absent & (t.images['split'] == 'test')).sum())
+    n = max(t.n_images, len(here) - raw) - int((absent & (t.images['split'] == 'test')).sum())
     have, format = int(t.n_images - absent.sum()), t.extra.get('format')
     if n and (not len(t) or 2*have < n):
         where = _LOOKED if format in ('yolo', 'darknet') else f'the files of {format}'
@@ -1259,10 +1295,12 @@ def _report(t: Table, path: Path) -> None:
     name = lambda v: normalize_name(v).rsplit('/', 1)[-1]
     other = [(name(f), name(p)) for f, p in zip(t.images['file'], t.images['path']) if p and not p.endswith(f)]
     other = [(f, p) for f, p in other if f != p]
+    _report_pictures(t, path, raw)
     if other: log_line(f'{path.name}: {len(other)} pictures have a name in other letters or with another suffix, '
                        f'such as {other[0][1]} for {other[0][0]}.')
 
 # %% ../../nbs/data/22_formats.ipynb #80687086
+@walk_once()
 def read(path, # file or folder
          format: str = 'auto', # one of READERS, or the path of an adapter's yaml
          sidecar: bool = True, # take what a poorer format could not hold from sidecar.json
