@@ -1,18 +1,18 @@
 """A compiled Darknet in a process of its own: it aborts, or exits, where it does not like a file.
 
     python darknets.py FOLDER FILE.cfg FILE.weights INPUT.npy FLOATS OUT.npy
+    python darknets.py load FOLDER FILE.cfg
 
 FOLDER holds libdarknet.so, made from AlexeyAB's sources by `make LIBSO=1`, or from hank-ai's by cmake. OUT gets the
 output of the last layer. In Python: `last_layer`, `head_maps`."""
 import ctypes
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-
-from yolokit.network.weights import file_floats
 
 DARKNETS = {'darknet': 'YOLOKIT_DARKNET', 'darknet-v5': 'YOLOKIT_DARKNET_V5'}      # target → variable with the folder
 
@@ -32,6 +32,7 @@ def last_layer(folder, cfg, weights, x, floats, tmp): # x: (1, C, H, W) → (flo
 
 def head_maps(folder, cfg_path, weights, d, x, tmp): # d: Detector of the same cfg → list of maps, or str
     "The map before every head: the same weights under the cfg cut off there."
+    from yolokit.network.weights import file_floats                     # here: main needs no torch
     lines, maps, plan = Path(cfg_path).read_text().split('\n'), [], d.cfg.plan()
     for h in d.heads:
         part = Path(tmp)/f'upto{h.index}.cfg'
@@ -45,20 +46,24 @@ def head_maps(folder, cfg_path, weights, d, x, tmp): # d: Detector of the same c
     return maps
 
 
-def main(folder, cfg, weights, x, floats, out):
+def load(folder, cfg, weights=''): # → library, network
     so = next(p for p in (Path(folder)/'libdarknet.so', Path(folder)/'src-lib/libdarknet.so') if p.exists())
     lib = ctypes.CDLL(str(so))
     lib.load_network_custom.restype = ctypes.c_void_p
     lib.load_network_custom.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_int]
     lib.network_predict_ptr.restype = ctypes.POINTER(ctypes.c_float)
     lib.network_predict_ptr.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-    net = lib.load_network_custom(cfg.encode(), weights.encode(), 0, 1)
+    return lib, lib.load_network_custom(str(cfg).encode(), str(weights).encode(), 0, 1)
+
+
+def main(folder, cfg, weights, x, floats, out):
+    lib, net = load(folder, cfg, weights)
     x = np.ascontiguousarray(np.load(x), np.float32)
     y = lib.network_predict_ptr(net, x.ctypes.data)
     np.save(out, np.ctypeslib.as_array(y, (int(floats),)).copy())
+
+
+if __name__ == '__main__':
+    load(*sys.argv[2:]) if sys.argv[1] == 'load' else main(*sys.argv[1:])
     sys.stdout.flush()
-    import os
     os._exit(0)                         # their static objects do not like to be taken apart by Python
-
-
-if __name__ == '__main__': main(*sys.argv[1:])

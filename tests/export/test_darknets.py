@@ -2,6 +2,7 @@
 
 Soak: YOLOKIT_DARKNET and YOLOKIT_DARKNET_V5 name the folders of libdarknet.so (see darknets.py)."""
 import os
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from yolokit.network.cfg import Cfg
 from yolokit.network.model import Detector
 from yolokit.export import bundles
 from yolokit.export.compatibility import check_compatibility
+from yolokit.export.openvino_ncnn import to_ncnn, to_openvino
 from darknets import DARKNETS, head_maps, last_layer
 from test_export import calibrated
 
@@ -76,10 +78,11 @@ def test_files_hold_nothing_that_v5_refuses(tmp_path):
 
 
 @torch.no_grad()
-def in_darknets(name, folder, classes=3, w=256, h=128):
-    "Worst difference of the maps in every compiled Darknet, relative to their scale; the unchanged file's last head."
-    d, out = calibrated(zoo.build(name, classes).with_size(w, h)), {}
+def in_darknets(d, folder): # Detector → {runtime: gap}
+    "Worst gap of the maps in OpenCV and every compiled Darknet, by their scale; the unchanged file's last head."
+    w, h = d.size
     e = bundles.write_darknet(d, folder, target='darknet-v5')
+    out = dict(opencv=e.worst('opencv')[0])
     again, x = Detector(Cfg.read(e.files[0])), bundles.smooth_noise(1, 3, h, w)
     maps, _ = bundles._reference(d, again, x)
     for target, where in HERE.items():
@@ -97,10 +100,40 @@ def in_darknets(name, folder, classes=3, w=256, h=128):
     return out
 
 
-@compiled
 @pytest.mark.soak
 @pytest.mark.parametrize('name', zoo.names())
-def test_the_zoo_in_compiled_darknets(name, tmp_path):
-    worst = in_darknets(name, tmp_path)
-    print(name, worst)
-    assert max(worst.values()) <= 1e-4
+def test_the_zoo_in_every_runtime(name, tmp_path):
+    "OpenCV, ONNX Runtime, OpenVINO, ncnn and both Darknets, those of them that are here."
+    size = (192, 128) if name == 'yolokit-nano' else (256, 128)        # wider: see test_pooling_of_wide_maps
+    d = calibrated(zoo.build(name, 3).with_size(*size))
+    worst = in_darknets(d, tmp_path/'darknet')
+    worst['onnx'] = bundles.to_onnx(d, tmp_path/'onnx', 'raw').worst()[0]
+    for package, to in (('openvino', to_openvino), ('ncnn', to_ncnn)):
+        if find_spec(package): worst[package] = to(d, tmp_path/package).worst()[0]
+    print(name, {k: float(f'{v:.1e}') for k, v in worst.items()})
+    assert max(worst.values()) <= 1e-4, worst
+
+
+WIDE = NET.replace('width=32', 'width=416') + '[maxpool]\nsize=5\nstride=1\n' + CONV.replace('size=1', 'size=32').replace(
+    'stride=1', 'stride=32') + YOLO
+
+
+def test_pooling_of_wide_maps_is_said():
+    "Built for a CPU with AVX, both Darknets pass over what lies left of the first eight columns' windows."
+    for target in ('darknet', 'darknet-v5'):
+        said = [f for f in check_compatibility(Cfg(WIDE, 'n.cfg'), target) if 'AVX' in f.found]
+        assert [(f.line, f.effect) for f in said] == [(5, 'slight')]
+        small = Cfg(WIDE.replace('size=5', 'size=2').replace('stride=1', 'stride=1\npadding=1', 1), 'n.cfg')
+        assert not [f for f in check_compatibility(small, target) if 'AVX' in f.found]
+
+
+@compiled
+@pytest.mark.soak
+def test_pooling_of_wide_maps(tmp_path):
+    x = np.random.default_rng(0).random((1, 3, 32, 416), np.float32)
+    (tmp_path/'n.cfg').write_text(WIDE.split('[conv')[0])
+    want = torch.nn.functional.max_pool2d(torch.from_numpy(x), 5, 1, 2).numpy()
+    for where in HERE.values():
+        got = last_layer(where, tmp_path/'n.cfg', '', x, x.size, tmp_path).reshape(x.shape)
+        wrong = np.nonzero((got != want).any((0, 1, 2)))[0]
+        assert len(wrong) and wrong.max() < 8, wrong

@@ -7,13 +7,18 @@ __all__ = ['ExportConfig', 'export_all']
 
 # %% ../../nbs/apps/87_export.ipynb #2a4c3025
 from dataclasses import dataclass
+import numpy as np
 from ..core.files import resolve_path
 from ..core.console import log_line
 from ..network.model import Detector
-from ..inference.detect import to_image_table
-from ..export.bundles import EXPORT_TARGETS, to_darknet, to_onnx
+from ..data.table import Table
+from ..inference.detect import DetectError, to_image_table
+from ..export.bundles import EXPORT_TARGETS, to_darknet, to_onnx, write_text
 from ..export.deepstream import to_deepstream
-from .config import load_detector, output_dir
+from ..export.openvino_ncnn import to_ncnn, to_openvino
+from ..export.certificate import certify
+from ..export.waterfall import waterfall
+from .config import load_data, load_detector, output_dir
 
 # %% ../../nbs/apps/87_export.ipynb #419812c2
 @dataclass
@@ -37,6 +42,10 @@ class ExportConfig:
     max_det: int = 300       # objects: a frame (nms), a class (DeepStream)
     per_class: str = ''      # DeepStream: least scores of single classes, such as car=.4, bus=.6
     images: str = ''         # folder or file to verify on; empty: two scenes of the embedded set
+    data: str = ''           # folder whose validation split every file is judged on; empty: the run's
+    ap: int = 500            # most pictures of it; 0: no AP
+    waterfall: bool = False  # DeepStream: AP after each step on the way to the device
+    frames: str = ''         # of the waterfall: size of the stream muxer, such as 1920x1080; empty: the pictures' own
     device: str = 'cpu'      # exports are made and verified there
     out: str = ''            # folder to write to; empty: a new one in the run's
 
@@ -58,6 +67,29 @@ def _class_scores(text: str) -> dict: # class name → score
     try: return {name.strip(): float(value) for name, _, value in parts}
     except ValueError: raise ValueError(f'per_class={text!r}: names and scores, such as car=.4, bus=.6') from None
 
+# %% ../../nbs/apps/87_export.ipynb #9b2e6f89
+def _validation_pictures(c: ExportConfig, run) -> Table | None: # run: Run or None
+    "Pictures to judge by, evenly from the validation split; None where there are none."
+    try: data = load_data(c, run) if c.ap else None
+    except DetectError:
+        if c.data: raise
+        data = None                                         # the run's own folder is gone
+    truth = None if data is None else data.split('val')
+    if truth is None or not len(truth): return None
+    return truth.keep_images(np.unique(np.linspace(0, truth.n_images - 1, c.ap).astype(int)))
+
+def _write_waterfall(c: ExportConfig, detector: Detector, truth: Table | None, folder) -> None:
+    "waterfall.txt and .png into the bundle; ValueError where there is no bundle or nothing to judge by."
+    if truth is None or not folder.is_dir():
+        raise ValueError('waterfall: it needs deepstream among to= and a validation split: name its folder with data=')
+    try: frames = tuple(map(int, c.frames.lower().split('x'))) if c.frames else None
+    except ValueError: raise ValueError(f'frames={c.frames!r}: a size such as 1920x1080') from None
+    w = waterfall(detector, truth, folder, frames)
+    log_line(str(w))
+    write_text(folder/'waterfall.txt', f'{w}\n')
+    w.plot().savefig(folder/'waterfall.png')
+
+# %% ../../nbs/apps/87_export.ipynb #c9c6d513
 def export_all(c: ExportConfig) -> dict: # target → Export
     "Every bundle that was asked for, each in a folder of its own; ValueError for an unknown target."
     to = c.to.replace(',', ' ').split()
@@ -70,7 +102,12 @@ def export_all(c: ExportConfig) -> dict: # target → Export
     log_line(f'to {out}')
     one = {t: lambda f, t=t: to_darknet(detector, f, c.bn, pictures, target=t) for t in ('darknet', 'darknet-v5')}
     one['onnx'] = lambda f: to_onnx(detector, f, c.form, c.half, c.conf, c.iou, c.max_det, images=pictures)
+    one['openvino'] = lambda f: to_openvino(detector, f, c.half, pictures)
+    one['ncnn'] = lambda f: to_ncnn(detector, f, pictures)
     one['deepstream'] = lambda f: to_deepstream(detector, f, c.via, c.mode, c.precision, c.batch, c.conf, c.iou,
                                                 c.max_det, images=pictures,
                                                 per_class=_class_scores(c.per_class))
-    return {t: one[t](out/t) for t in to}
+    shipped, truth = {t: one[t](out/t) for t in to}, _validation_pictures(c, run)
+    certify(shipped, detector, out, truth, c.form, conf=c.conf, iou=c.iou, max_det=c.max_det)
+    if c.waterfall: _write_waterfall(c, detector, truth, out/'deepstream')
+    return shipped

@@ -123,24 +123,25 @@ def raise_on_mismatch(e: Export,
     return e
 
 # %% ../../nbs/export/69_bundles.ipynb #a8e91640
-def _opencv(cfg_path, weights_path,
-            like: Detector,  # lowered
-            x: torch.Tensor, # (1, C, H, W)
-           ) -> tuple: # maps, rows (1, N, 5+nc) in the library's order and units
+def _opencv_runner(cfg_path, weights_path,
+                   like: Detector, # lowered
+                  ): # function: (1, C, H, W) array → maps, rows (1, N, 5+nc) in the library's order and units
     "What OpenCV's DNN makes of the files."
     import cv2
     net = cv2.dnn.readNetFromDarknet(str(cfg_path), str(weights_path))
     net.setPreferableBackend(cv2.dnn.DNN_BACKEND_OPENCV)
     if hasattr(net, 'enableWinograd'): net.enableWinograd(False)
-    net.setInput(x.numpy())
     names = [f'logistic_{h.conv + 1}' if h.logistic else f'conv_{h.conv}' for h in like.heads]
-    out = net.forward(names + [f'yolo_{h.index}' for h in like.heads])
-    maps, rows = out[:len(names)], []
-    for h, r in zip(like.heads, out[len(names):]):
-        # cell, anchor → anchor, cell
-        r = r.reshape(-1, len(h.anchors), 5 + h.nc).transpose(1, 0, 2).reshape(-1, 5 + h.nc)
-        rows.append(r*np.array([*like.size*2] + [1]*(1 + h.nc), np.float32))
-    return maps, np.concatenate(rows)[None]
+    def run(x):
+        net.setInput(x)
+        out = net.forward(names + [f'yolo_{h.index}' for h in like.heads])
+        maps, rows = out[:len(names)], []
+        for h, r in zip(like.heads, out[len(names):]):
+            # cell, anchor → anchor, cell
+            r = r.reshape(-1, len(h.anchors), 5 + h.nc).transpose(1, 0, 2).reshape(-1, 5 + h.nc)
+            rows.append(r*np.array([*like.size*2] + [1]*(1 + h.nc), np.float32))
+        return maps, np.concatenate(rows)[None]
+    return run
 
 def _as_darknet_rows(boxes: np.ndarray, # (1, N, 5+nc)
                     ) -> np.ndarray: # class scores times objectness, small ones zero
@@ -180,9 +181,11 @@ def _try_opencv(e: Export, # gets the rows
     "Rows for OpenCV, or a note why not."
     import cv2
     if why := _why_not_opencv(like): return e.notes.append(why)
+    try: run = _opencv_runner(cfg_path, weights_path, like)
+    except cv2.error as why: return e.notes.append(f'opencv refuses the files: {why.err}')
     for on, x in inputs.items():
         maps, boxes = _reference(detector, like, x)
-        try: got, rows = _opencv(cfg_path, weights_path, like, x)
+        try: got, rows = run(x.numpy())
         except cv2.error as why: return e.notes.append(f'opencv refuses the files: {why.err}')
         # rows whose score may fall on either side of thresh
         near = np.abs(boxes[..., 5:]*boxes[..., 4:5] - .001).min(-1, keepdims=True) < 1e-4
@@ -351,4 +354,4 @@ def to_onnx(detector: Detector,
     return raise_on_mismatch(e, log)
 
 # %% ../../nbs/export/69_bundles.ipynb #ca9c0616
-EXPORT_TARGETS = ('darknet', 'darknet-v5', 'onnx', 'deepstream')
+EXPORT_TARGETS = ('darknet', 'darknet-v5', 'onnx', 'openvino', 'ncnn', 'deepstream')

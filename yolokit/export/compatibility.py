@@ -347,6 +347,15 @@ _RULES += [
     _Rule('deepstream', 'silent', 'region', 'softmax', lambda s: not s.int('softmax', 0),
           'no softmax=1: it takes the softmax all the same', 'Take ONNX.'),
     _Rule('deepstream', 'rejected', 'Gaussian_yolo detection', '', lambda s: True, 'the section', 'Take ONNX.'),
+    _Rule('ncnn', 'rejected', 'connected softmax crop deconvolutional se local detection region Gaussian_yolo reorg3d',
+          '', lambda s: True, 'the section', 'Take ONNX.'),
+    _Rule('ncnn', 'rejected', 'reorg', 'stride', lambda s: 'stride' in s, 'stride={}', 'Take ONNX.'),
+    _Rule('ncnn', 'rejected', 'maxpool', 'maxpool_depth', _has_value_not_in('maxpool_depth', 0), 'maxpool_depth={}',
+          'Take ONNX.'),
+    _Rule('ncnn', 'rejected', _CONV + ' maxpool', 'antialiasing', _has_value_not_in('antialiasing', 0),
+          'antialiasing={}', 'Take ONNX.'),
+    _Rule('ncnn', 'rejected', _CONV, 'xnor', _has_value_not_in('xnor', 0), 'xnor={}', 'Take ONNX.'),
+    _Rule('ncnn', 'rejected', 'upsample', 'stride', lambda s: s.int('stride', 2) < 0, 'stride={}', 'Take ONNX.'),
 ]
 _HEADERS = dict(
     darknet='net network conv convolutional local activation crnn gru lstm conv_lstm history rnn conn connected max '
@@ -358,7 +367,11 @@ _HEADERS = dict(
                      'cost region yolo Gaussian_yolo'},
     opencv='net convolutional connected maxpool avgpool crop softmax route dropout cost reorg region shortcut '
            'scale_channels sam upsample yolo')
+
+# %% ../../nbs/export/68_compatibility.ipynb #9162172e
 _KNOWN_ACTIVATIONS = dict(opencv='relu leaky swish silu mish logistic tanh linear',
+                          ncnn='linear none relu leaky revleaky relie logistic sigmoid swish silu mish tanh relu6 '
+                               'h_swish hardswish hardsigmoid elu hardtan',
                           darknet='logistic swish mish hard_mish normalize_channels normalize_channels_softmax '
                                   'normalize_channels_softmax_maxval loggy relu relu6 elu selu gelu relie plse hardtan '
                                   'lhtan linear ramp revleaky leaky tanh stair')
@@ -376,7 +389,7 @@ def _activation_findings(s, text: list, # a section; the cfg's lines
     e = s.entry('activation')
     if e is None or target not in _KNOWN_ACTIVATIONS: return
     found = re.sub(r'\s', '', text[e.line - 1].split('=', 1)[1])    # only hank-ai's knows a comment behind a value
-    if target == 'darknet-v5': found = found.split('#')[0]
+    if target in ('darknet-v5', 'ncnn'): found = found.split('#')[0]
     if found in _KNOWN_ACTIVATIONS[target].split(): return
     what, effect = (': it takes relu', 'silent') if target == 'darknet' else ('', 'rejected')
     comment = found != e.value
@@ -528,13 +541,21 @@ def _plan_findings(cfg: Cfg, target: str, plan: list): # yields (line, section, 
         if l.type == 'shortcut' and target in _HEADERS and any(y[1:] != x[1:] for y in l.in_shapes):
             remedy = 'Bring it to this size by a layer of its own.'
             yield s.line_of('from'), s.type, 'from', 'a source of another size', 'rejected', remedy
-        if target.startswith('darknet'): yield from _misread_joints(plan, l, s, x)
+        if target.startswith('darknet'): yield from (*_misread_joints(plan, l, s, x), *_misread_pools(l, s))
     if target == 'darknet-v5' and plan and plan[-1].type in ('yolo', 'region'):
         for key in ('width', 'height'):
             if (n := cfg.net.int(key)) % 32:
                 yield cfg.net.line_of(key), 'net', key, f'{key}={n}', 'rejected', 'Take a multiple of 32.'
 
 # %% ../../nbs/export/68_compatibility.ipynb #027d8125
+def _misread_pools(l, s): # a layer, its section
+    "gemm.c, forward_maxpool_layer_avx: eight columns at once, all of them left out where the first one's is outside."
+    size, stride = s.int('size', s.int('stride', 1)), s.int('stride', 1)
+    left = s.int('padding', size - 1)//2 if l.type == 'maxpool' and not s.int('maxpool_depth', 0) else 0
+    if left and stride == 1 and l.shape[2] > size + 7:
+        found = f'{size} × {size} over {l.shape[2]} columns: built for a CPU with AVX, it leaves out pixels at the left'
+        yield s.line, s.type, '', found, 'slight', 'Take its GPU build or AVX=0; the files are right.'
+
 def _misread_joints(plan: list, l, s, x): # a layer, its section, its first input's shape
     "Two ways in which Darknet reads a layer further up wrongly."
     for j in l.inputs:

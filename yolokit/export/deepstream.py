@@ -63,6 +63,8 @@ def _reading_keys(nc: int, # classes
         ('number of this element in the pipeline', 'gie-unique-id', 1),
         ('the GPU to run on', 'gpu-id', 0),
         ('2: suppression by overlap; 4: none, the ONNX has done it', 'cluster-mode', 4 if inside else 2),
+        ('1: an object that reaches over the frame is cut; without this key one that reaches below it is dropped',
+         'crop-objects-to-roi-boundary', 1),
         ('reads rows of x0 y0 x1 y1 score class', 'parse-bbox-func-name', 'NvDsInferParseYolo'),
         (f'github.com/marcoslucianops/DeepStream-Yolo, built on the target: CUDA_VER=... make -C {plugin}',
          'custom-lib-path', f'{plugin}/lib{plugin}.so'),
