@@ -12,7 +12,7 @@ export PYTHONUNBUFFERED := 1
 help:
 	@echo 'make train  set up .venv, then the main job on the embedded parking lot: prepare, baseline, finetune, judge, submit'
 	@echo 'make test   set up if needed; export, nbdev_test, pytest, papermill'
-	@echo 'make setup  only set up          make lab    JupyterLab, notebooks cleaned on save; ARGS="--port 9999 --ip 0.0.0.0"'
+	@echo 'make setup  only set up          make lab    JupyterLab, opens nbs/index.ipynb; ARGS="--port 9999 --ip 0.0.0.0"'
 	@echo 'make infer  predict, last run    make soak   every slow, killing, fuzzing and browser check'
 	@echo 'make bench  measure speed        make real   the results on real data, from ../shared/data'
 	@echo 'make docs   the site of chapters, apps and functions, without running any: _docs/html/index.html'
@@ -47,8 +47,7 @@ infer: setup
 	$(BIN)/papermill nbs/infer.ipynb runs/infer.ipynb --no-progress-bar
 
 lab: setup
-	$(BIN)/jupyter lab --ContentsManager.pre_save_hook=nbdev.clean.clean_jupyter --LabApp.news_url=None \
-	  $$([ $$(id -u) != 0 ] || echo --allow-root) $(ARGS) nbs
+	$(BIN)/yolokit lab $(ARGS)
 
 export: setup
 	$(BIN)/nbdev_export

@@ -96,11 +96,16 @@ class Page:
         "A real key: a letter, a digit, or a name such as ArrowRight."
         one = len(key) == 1
         code, number = (f'Key{key.upper()}' if key.isalpha() else f'Digit{key}',
-                        ord(key.upper())) if one else (key, dict(ArrowLeft=37, ArrowRight=39, Escape=27,
+                        ord(key.upper())) if one else (key, dict(ArrowLeft=37, ArrowRight=39, Escape=27, Home=36,
                                                                  Delete=46)[key])
         for kind in ('keyDown', 'keyUp'):
             self.send('Input.dispatchKeyEvent', type=kind, key=key, code=code, windowsVirtualKeyCode=number,
                       **(dict(text=key) if one and kind == 'keyDown' else {}))
+
+    def write(self, text): self.send('Input.insertText', text=text)
+
+    def resize(self, width, height=1000):
+        self.send('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=False)
 
     def drag(self, a, b, steps=4):
         "Press at a, move to b, let go; (x, y) on the screen."
@@ -137,8 +142,9 @@ def chromium(folder):
         log.close()
 
 @contextmanager
-def lab(folder, notebooks):
-    "JupyterLab over a folder of notebooks; its settings and sockets stay in `folder`. Gives a function: path -> url."
+def lab(folder, notebooks, ours=False, **more):
+    """JupyterLab over a folder of notebooks, or as `yolokit lab` starts it; its settings and sockets stay in `folder`,
+    `more` goes into its environment. Gives a function: path -> url; '': what it opens by itself."""
     port, token, log = free_port(), os.urandom(12).hex(), Path(folder)/'lab.log'
     home = Path(folder)/'jupyter'
     # no question about news over the page
@@ -147,10 +153,12 @@ def lab(folder, notebooks):
     news.write_text('{"fetchNews": "false"}')
     env = os.environ | {f'JUPYTER{k}_DIR': str(home/k.strip('_').lower())
                         for k in ('_CONFIG', '_RUNTIME', 'LAB_SETTINGS', 'LAB_WORKSPACES')} | dict(
-        IPYTHONDIR=str(home/'ipython'))
-    args = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--ip=127.0.0.1', f'--port={port}',
+        IPYTHONDIR=str(home/'ipython')) | more
+    start = [sys.executable, '-m', *(('yolokit', 'lab') if ours else
+                                     ('jupyterlab', '--allow-root', f'--ServerApp.root_dir={notebooks}'))]
+    args = [*start, '--no-browser', '--ip=127.0.0.1', f'--port={port}',
             '--ServerApp.port_retries=0', f'--IdentityProvider.token={token}',
-            '--allow-root', '--expose-app-in-browser', f'--ServerApp.root_dir={notebooks}', '--LabApp.news_url=None',
+            '--expose-app-in-browser', '--LabApp.news_url=None',
             '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
     with open(log, 'wb') as f: p = subprocess.Popen(args, env=env, stdout=f, stderr=f, stdin=subprocess.DEVNULL)
     def up():
@@ -159,5 +167,5 @@ def lab(folder, notebooks):
         except OSError: return False
     try:
         wait(up, 40, 'JupyterLab to answer')
-        yield lambda path: f'http://127.0.0.1:{port}/lab/tree/{path}?token={token}&reset'
+        yield lambda path: f'http://127.0.0.1:{port}/{path and f"lab/tree/{path}"}?token={token}&reset'
     finally: end(p, home)

@@ -15,10 +15,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = 'core network data cleaning training inference evaluation export compression apps'.split()
 BOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 CHAPTERS = sorted((p for p in BOOKS if p.parent.name in PACKAGES), key=lambda p: p.name)
-APPS = [p for p in BOOKS if p.parent == ROOT/'nbs']
+APPS = [p for p in BOOKS if p.parent == ROOT/'nbs' and p.stem != 'index']
 EXTRAS = ('ipywidgets', 'jupyterlab', 'papermill', 'nbdev', 'fastcore', 'execnb', 'IPython', 'ipykernel', 'nbformat',
           'nbclient', 'pytest', 'onnx', 'onnxruntime', 'optuna', 'ultrafast_pycocotools', 'tensorboard')
-EXPECTED = 'prepare inspect train crossval infer evaluate leaderboard sweep export compress amp capsule'.split()
+EXPECTED = 'prepare inspect convert train crossval infer evaluate leaderboard sweep export compress amp capsule'.split()
 
 
 @cache

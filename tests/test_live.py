@@ -47,6 +47,11 @@ def run_all(page, url):
     page.js("window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => true)")
     page.wait(f"Boolean({SVG})", 40)
 
+def no_browser():
+    if browser.find() is not None: return
+    if os.environ.get('CI'): pytest.fail('no Chromium on the PATH: apt-get install chromium')
+    pytest.skip('no Chromium on the PATH (apt-get install chromium): the live page was not looked at')
+
 def see(page, text, seconds=20): page.wait(f"{TEXT}.includes({json.dumps(text)})", seconds)
 
 def choose(page, n, value):
@@ -76,9 +81,7 @@ def touch(page):
 @contextmanager
 def opened(tmp_path):
     "A page with the notebook on it, and what is in the file."
-    if browser.find() is None:
-        if os.environ.get('CI'): pytest.fail('no Chromium on the PATH: apt-get install chromium')
-        pytest.skip('no Chromium on the PATH (apt-get install chromium): the live page was not looked at')
+    no_browser()
     work = tmp_path/'work'
     work.mkdir()
     lot(work)
@@ -190,3 +193,95 @@ def test_decisions_survive_a_reload_and_reach_the_prepared_folder(tmp_path):
         if d['reason'] != 'by-hand': continue
         i = new.images['file'].tolist().index(d['file'])
         assert np.abs(new.xyxy[new.of(i)] - d['after']).max(1).min() < .01, d
+
+
+# ---------------------------------------------------------------- from the index to an exported detector
+
+INDEX = Path(__file__).parents[1]/'nbs/index.ipynb'
+RUN = "document.querySelector('jp-button[data-command=\"notebook:run-cell-and-select-next\"], " \
+      "[data-command=\"notebook:run-cell-and-select-next\"] button')"
+
+def run_cell(page, n, seconds, skip=0, erase=0, text=''):
+    "Click into the n-th code cell, type into its first line, click Run, wait until it is done; what it printed."
+    cell = f"{NOTEBOOK}.content.widgets.filter(w => w.model.type == 'code')[{n}]"
+    page.js(f"{NOTEBOOK}.content.scrollToItem({NOTEBOOK}.content.widgets.indexOf({cell}))")
+    page.wait(f"Boolean({cell}.node.querySelector('.cm-line'))")
+    time.sleep(.5) # what is above may still grow
+    page.click(f"{cell}.node.querySelector('.cm-line')")
+    page.wait(f"{NOTEBOOK}.content.activeCell == {cell}")
+    if text:
+        page.press('Home')
+        for _ in range(skip): page.press('ArrowRight')
+        for _ in range(erase): page.press('Delete')
+        page.write(text)
+        first = page.js(f"{cell}.model.sharedModel.source.split('\\n')[0]")
+        assert f'{text}' in first.split('#')[0], first
+    page.wait(f"!{RUN}.disabled")
+    page.click(RUN)
+    page.wait(f"{cell}.model.executionCount > 0", seconds)
+    out = page.js(f"JSON.stringify({cell}.model.outputs.toJSON())")
+    assert '"output_type":"error"' not in out, out[-3000:]
+    return out
+
+def index_to_export(tmp_path, folder, steps, seconds, shot=lambda page, name: None):
+    "Five cells of the index in a live JupyterLab that `yolokit lab` started; the folder with its data and runs."
+    no_browser()
+    home, before = tmp_path/'home', INDEX.read_bytes()
+    home.mkdir()
+    with (browser.lab(tmp_path, '', ours=True, YOLOKIT_ROOT=str(home)) as url, browser.chromium(tmp_path) as page):
+        page.open(url(''))
+        page.wait(f"Boolean(window.jupyterapp && {NOTEBOOK} && {NOTEBOOK}.context.isReady && "
+                  f"{NOTEBOOK}.sessionContext.isReady)", 120)
+        assert page.js(f"{NOTEBOOK}.context.path") == 'nbs/index.ipynb'     # nobody said so
+        page.js(f"jupyterapp.shell.activateById({NOTEBOOK}.id)")
+        shot(page, 'index')
+        run_cell(page, 0, 120, len('folder = "'), 0, str(folder))
+        run_cell(page, 1, 60)
+        page.wait(f"Boolean({SVG})", 40)
+        shot(page, 'look')
+        run_cell(page, 2, 180)
+        shot(page, 'repaired')
+        run_cell(page, 3, seconds, len('steps = '), 3, str(steps))
+        shot(page, 'trained')
+        assert '95 %' in run_cell(page, 4, 300)
+        shot(page, 'exported')
+        assert 'baseline-001' in run_cell(page, 5, 60)
+        page.js("jupyterapp.commands.execute('docmanager:save').then(() => true)")
+        browser.wait(lambda: list((home/'runs/lab').glob('index-*.ipynb')), 20, 'the copy')
+    assert browser.ours(tmp_path) == [], 'processes were left running'
+    assert INDEX.read_bytes() == before
+    copy = max((home/'runs/lab').glob('index-*.ipynb'), key=os.path.getmtime).read_text(encoding='utf-8')
+    assert str(folder) in copy and f'steps = {steps}' in copy
+    return home
+
+def check_exported(home):
+    import onnxruntime
+    run = home/'runs/baseline-001'
+    assert (run/'weights/best.pt').is_file() and (run/'report.ipynb').is_file()
+    file, = run.glob('export-001/onnx/*.onnx')
+    onnxruntime.InferenceSession(str(file))
+
+
+def test_the_index_leads_to_an_exported_detector(tmp_path):
+    (tmp_path/'work').mkdir()
+    lot(tmp_path/'work')
+    check_exported(index_to_export(tmp_path, tmp_path/'work'/'lot', 2, 240))
+
+
+@pytest.mark.soak
+def test_the_index_leads_from_bccd_to_an_exported_detector(tmp_path):
+    "200 steps on a folder that people have; with YOLOKIT_PICTURES screenshots: light, dark, narrow."
+    from yolokit.core.files import shared_data_dir
+    if not (shared := shared_data_dir()): pytest.skip('no ../shared/data')
+    keep = Path(os.environ.get('YOLOKIT_PICTURES') or tmp_path)
+    def shot(page, name):
+        for theme in ('Light', 'Dark'):
+            page.js(f"jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})"
+                    ".then(() => true)")
+            for width in (1400, 640):
+                page.resize(width)
+                time.sleep(1)
+                page.picture(keep/f'{name}-{theme.lower()}-{width}.png')
+        page.resize(1400)
+    home = index_to_export(tmp_path, (shared/'data/bccd').resolve(), 200, 1500, shot)
+    check_exported(home)

@@ -153,7 +153,7 @@ def test_widgets_call_the_same_methods(lot):
     box.menus['reason'].value = 'duplicate'
     assert 'duplicate' in box.html() and box.at == 0
     box.buttons['delete'].click()
-    assert box.decisions[-2]['action'] == 'drop' and box.said() == 'drawn by hand'
+    assert box.decisions[-2]['action'] == 'drop' and box.said() == 'deleted'
 
 
 def test_every_kind_of_finding_is_shown(lot):

@@ -13,26 +13,24 @@ from PIL import Image, ImageDraw
 from matplotlib.figure import Figure
 from ..core.untrusted import visible
 from ..core.boxes import sort_corners
-from ..core.images import plot_text, use_hangul_font
+from ..core.images import draw_dashed, plot_text, use_hangul_font
 from ..core.files import normalize_name
 from ..data.table import Table
-from ..data.viewer import BLUE, GREEN, RED, xyxy_of_rows, draw_image, load_image_or_placeholder, text_image
+from ..data.viewer import (add_legend, BLUE, draw_image, GREEN, load_image_or_placeholder, RED, text_image,
+                                 xyxy_of_rows)
 from .readings import READINGS
 from .checks import FINDING_TYPES
 
 # %% ../../nbs/cleaning/34_gallery.ipynb #cdf757eb
-def _draw_dashed(pen, # PIL's ImageDraw
-                 box, # x0 y0 x1 y1, pixels; reversed ones too
-                 rgb: tuple, # 0..255
-                ) -> None:
-    "A dashed rectangle with a dot at its first corner."
+def _draw_as_read(pen, # PIL's ImageDraw
+                  box, # x0 y0 x1 y1, pixels; reversed ones too
+                 ) -> None:
+    "The box as the file has it: red, dashed, with a dot at its first corner."
     x0, y0, x1, y1 = map(float, box)
-    corners = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)])
-    for a, b in zip(corners, corners[1:]):
-        n = int(min(max(np.abs(b - a).max()//6, 1), 2000))
-        at = lambda k: a + (b - a)*min(k, n)/n
-        for k in range(0, n, 2): pen.line([*at(k), *at(k + 1)], fill=rgb, width=2)
-    pen.ellipse([x0 - 4, y0 - 4, x0 + 4, y0 + 4], fill=rgb)
+    draw_dashed(pen, box, RED)
+    pen.ellipse([x0 - 4, y0 - 4, x0 + 4, y0 + 4], fill=RED)
+
+_LEGEND = ((RED, '--', 'as the file has it'), (GREEN, '-', 'as proposed'), (BLUE, ':', 'the other box of a pair'))
 
 # %% ../../nbs/cleaning/34_gallery.ipynb #98e15317
 def _crop_window(boxes: np.ndarray, # (K, 4) sorted; rows with nan do not count
@@ -66,9 +64,9 @@ def close_up(table: Table, i: int, # row in images
     pen = ImageDraw.Draw(im)
     there = (boxes - [x, y, x, y])*s
     finite, there = np.isfinite(there).all(1), there.clip(-4e3, 4e3) # PIL fails on wild numbers
-    if finite[2]: pen.rectangle([*sort_corners(there[2:])[0]], outline=BLUE, width=2)
+    if finite[2]: draw_dashed(pen, sort_corners(there[2:])[0], BLUE, 1)
     if finite[1]: pen.rectangle([*sort_corners(there[1:2])[0]], outline=GREEN, width=4)
-    if finite[0]: _draw_dashed(pen, there[0], RED)
+    if finite[0]: _draw_as_read(pen, there[0])
     if finite[0] and after is not None and np.isnan(boxes[1]).all(): pen.line([*there[0]], fill=RED, width=2)
     return np.asarray(im)
 
@@ -175,5 +173,6 @@ def gallery(table: Table, # the table the findings are about
         ax.imshow(finding_image(what, k, shape))
         title = [plot_text(line, 54) for line in normalize_name(caption(what, k)).split('\n')]
         ax.set_title('\n'.join(title), fontsize=7, loc='left')
+    add_legend(fig, _LEGEND)
     plt.close(fig) # shown by the notebook because it is returned, not a second time by pyplot
     return fig

@@ -9,7 +9,7 @@ __all__ = ['Inspector']
 import base64, json, os
 try: import fcntl
 except ImportError: fcntl = None     # not on Windows
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import lru_cache
 from html import escape
@@ -20,12 +20,13 @@ from pathlib import Path
 import cv2, numpy as np
 from ..core.untrusted import escape_html, visible
 from ..core.boxes import sort_corners
-from ..core.images import class_color
-from ..core.files import atomic_write, normalize_name, patch
+from ..core.images import class_color, letterbox
+from ..core.files import atomic_write, FormatError, load_json, normalize_name, patch
 from ..data import formats
 from ..data.table import Table
-from ..data.viewer import GREEN, RED, xyxy_of_rows, draw_image, load_image_or_placeholder, text_image
-from .checks import FINDING_TYPES, MODEL_FINDINGS, Findings, to_record
+from ..data.viewer import (BLUE, draw_image, draw_pair, GREEN, LEGEND, load_image_or_placeholder, RED,
+                                 text_image, xyxy_of_rows)
+from .checks import FINDING_TYPES, Findings, make_findings, MODEL_FINDINGS, to_record
 from .repair import apply, decision_key, load_decisions, Plan, plan
 from .gallery import caption, close_up, filter_findings, finding_image, round_robin
 
@@ -51,11 +52,20 @@ def _make_decision(p: Plan, k: int, # row
     return d | {c: e[c] for c in wanted if c in e}
 
 # %% ../../nbs/cleaning/35_inspector.ipynb #fcdad7ca
+FINDING_TYPES['picture'] = (0., False, '', 'a picture of the set')
+
 def _plan_and_findings(p: Plan, f: Findings) -> Plan: # the plan's rows first
     "The plan, and below it the findings that have no repair."
-    rest = f.keep(~np.isin(f.rows['reason'], np.unique(p.rows['reason'].astype(str))))
-    n, nan = len(rest), np.full((len(rest), 4), np.nan)
-    r = rest.rows | dict(action=np.full(n, '', object), state=np.full(n, 'note', object), before=nan, after=nan,
+    return _with_rows(p, f.keep(~np.isin(f.rows['reason'], np.unique(p.rows['reason'].astype(str)))).rows)
+
+def _with_pictures(p: Plan) -> Plan: # their rows last
+    "A row for each picture too: there is something to see without a finding."
+    return _with_rows(p, make_findings('picture', np.arange(p.table.n_images), ['']*p.table.n_images))
+
+def _with_rows(p: Plan, r: dict) -> Plan: # r: columns of Findings
+    "A plan with rows below it that ask for nothing."
+    n, nan = len(r['box']), np.full((len(r['box']), 4), np.nan)
+    r = r | dict(action=np.full(n, '', object), state=np.full(n, 'note', object), before=nan, after=nan,
                          iou=nan[:, 0], confidence=nan[:, 0], person=np.zeros(n, bool))
     on = r['box'] >= 0
     if on.any(): r['before'] = np.where(on[:, None], xyxy_of_rows(p.table, r['box']), np.nan)
@@ -75,23 +85,24 @@ class Inspector:
     def __init__(self, table: Table, # that the findings are about
                  what, # Plan, or Findings: then those without a repair are shown as well
                  path=None, # json file for the decisions; read where it exists
-                 reason='', split='', name='', state='', # only these, see filter
-                 most=1600): # px, long side of the image that is sent to the browser
+                 reason='', split='', name='', state='', # only these, see filter; ask: all where nothing asks
+                 most=1600, # px, long side of the image that is sent to the browser
+                 found=None): # a detector's Table over the same images, shown beside the truth
         self.table, self.path, self.most = table, Path(path) if path else None, most
         self.plan = what if isinstance(what, Plan) else plan(what)
-        self.shown = _plan_and_findings(self.plan, what) if what is not self.plan else what
+        self.shown = _with_pictures(_plan_and_findings(self.plan, what) if what is not self.plan else what)
+        self.found, self.least, self.tags = found, .25, _load_tags(_tags_file(self.path))
         self.keys, self._inside, self._stamp = _decision_ids(self.plan), False, _file_stamp(self.path)
         self.by = {_decision_id(d): d for d in load_decisions(self.path if self._stamp else '')}
         self.lines, self.past, self.error, self.new, self.others = {}, [], '', {}, 0
-        self.sel, self.editing, self.grid, self.ack = '', False, False, 0
-        self._read, self._photo, self._widget, self._quiet = (-1, None), (-1, ''), None, False
+        self.sel, self.editing, self.grid, self.ack, self._quiet = '', False, False, 0, False
+        self._read, self._photo, self._widget = (-1, None), (-1, ''), None
         self.filter(reason, split, name, state)
+        if state == 'ask' and not len(self): self.filter(reason, split, name)
 
     def __len__(self): return len(self.rows)
-    @property
-    def decisions(self): return list(self.by.values())
-    @property
-    def row(self): return int(self.rows[self.at]) if len(self) else -1 # of what is shown
+    decisions = property(lambda self: list(self.by.values()))
+    row = property(lambda self: int(self.rows[self.at]) if len(self) else -1) # of what is shown
     def step(self, by: int): return self.go(self.at + by*(_GRID if self.grid else 1))
     def next(self): return self.step(1)
     def previous(self): return self.step(-1)
@@ -104,17 +115,27 @@ class Inspector:
 def filter(self: Inspector,
            reason='', split='', name='', # '': any; name is a class
            state='', # open: not decided; ask: open and doubtful; decided
+           find='', # words of a picture's name, or #tag; every one has to fit
           ) -> Inspector:
-    "Show only these, worst first, the reasons in turn."
-    self.view, r = dict(reason=reason, split=split, name=name, state=state), self.shown.rows
-    rows = filter_findings(self.shown, reason, split, name)
-    rows = rows[np.argsort(-r['severity'][rows], kind='stable')]
-    if state:
-        notes = [False]*(len(self.shown) - len(self.plan))
-        done = np.array([k in self.by for k in self.keys] + notes, bool)[rows]
-        rows = rows[done if state == 'decided' else ~done if state == 'open' else ~done & (r['state'][rows] == 'ask')]
+    "Show only these, worst first, the reasons in turn; reason=picture: every picture."
+    self.view, r = dict(reason=reason, split=split, name=name, state=state, find=find), self.shown.rows
+    pictures = reason == 'picture'
+    rows = filter_findings(self.shown, reason, split, '' if pictures else name)
+    rows = self._that_fit(rows[(r['reason'][rows] == 'picture') == pictures], find, name if pictures else '')
+    rows, self.rest = rows[np.argsort(-r['severity'][rows], kind='stable')], 0
+    if state and not pictures: rows, self.rest = self._in_state(rows, state)
     self.rows, self.at = rows[round_robin(r['reason'][rows])], 0
     return self.go(0)
+
+# %% ../../nbs/cleaning/35_inspector.ipynb #6c125b16
+@patch
+def _in_state(self: Inspector, rows: np.ndarray, state: str) -> tuple: # the rows in this state; how many are not
+    "The rows of what is shown that are open, doubtful or decided."
+    notes = [False]*(len(self.shown) - len(self.plan))
+    done = np.array([k in self.by for k in self.keys] + notes, bool)[rows]
+    ask = self.shown.rows['state'][rows] == 'ask'
+    mine = done if state == 'decided' else ~done if state == 'open' else ~done & ask
+    return rows[mine], int((~mine).sum())
 
 @patch
 def go(self: Inspector, at: int, # place among the rows
@@ -130,6 +151,51 @@ def refresh(self: Inspector) -> Inspector:
     "Show the present finding, where there is a page to show it in."
     if self._widget is not None and not self._quiet: self._update_page()
     return self
+
+# %% ../../nbs/cleaning/35_inspector.ipynb #21d6a686
+def _tags_file(path) -> Path | None: # of the decisions; None: nothing is kept
+    "Where the tags lie."
+    return path and path.with_name(path.stem.removesuffix('-decisions') + '-tags.json')
+
+def _load_tags(path) -> dict: # file -> list of words
+    "The tags of a set; FormatError where the file holds something else."
+    if not path or not path.exists(): return {}
+    d = load_json(path)
+    words = lambda v: isinstance(v, list) and all(isinstance(w, str) for w in v)
+    if isinstance(d, dict) and all(map(words, d.values())): return d
+    raise FormatError(path, 'holds no tags', 'It is {picture: [words]}: correct it, or move it away.')
+
+@patch
+def tag(self: Inspector, text: str, # words with commas between; '': none
+       ) -> Inspector:
+    "Give the picture that is shown its tags."
+    if self.row < 0 or (i := int(self.shown.rows['image'][self.row])) < 0: return self
+    name, file = normalize_name(str(self.table.images['file'][i])), _tags_file(self.path)
+    words = sorted({' '.join(w.split()) for w in normalize_name(text).split(',')} - {''})
+    with _locked(file) if file else nullcontext():
+        self.tags = {**(_load_tags(file) if file else self.tags), name: words}
+        if not words: del self.tags[name]
+        if file:
+            with atomic_write(file) as part:
+                part.write_text(json.dumps(self.tags, ensure_ascii=False, indent=0), encoding='utf-8')
+    return self.refresh()
+
+# %% ../../nbs/cleaning/35_inspector.ipynb #f58a99ce
+@patch
+def _that_fit(self: Inspector, rows: np.ndarray, # of what is shown
+              find: str, name: str, # see filter; name: pictures with a box of this class
+             ) -> np.ndarray: # some of them
+    "The rows whose picture's name and tags have all the words."
+    t, at = self.table, self.shown.rows['image'][rows]
+    if name and name in t.names:
+        have = np.bincount(t.boxes['image'][t.boxes['category'] == t.names.index(name)], minlength=t.n_images) > 0
+        rows, at = rows[have[at]], at[have[at]]
+    words = normalize_name(find).casefold().split()
+    if not words: return rows
+    file, tags = [normalize_name(str(f)) for f in t.images['file']], lambda f: map(str.casefold, self.tags.get(f, ()))
+    has = lambda f, w: w[1:] in tags(f) if w[0] == '#' else w in f.casefold()
+    fits = np.array([all(has(f, w) for w in words) for f in file] + [False])
+    return rows[fits[at]]
 
 # %% ../../nbs/cleaning/35_inspector.ipynb #ccbbc3b2
 def _file_stamp(path) -> tuple:
@@ -311,26 +377,32 @@ def edit(self: Inspector, name: str, # as in boxes; 'new': one more
 
 # %% ../../nbs/cleaning/35_inspector.ipynb #3ccef613
 @patch
-def said(self: Inspector) -> str: # note, open, accept, reject, skip or drawn by hand
+def said(self: Inspector) -> str: # note, open, accept, reject, skip, deleted or drawn by hand
     "What was decided on the finding that is shown."
     k = self.row
     if k >= len(self.plan): return 'note'
     d = self.by.get(self.keys[k])
     if not d: return 'open'
-    return 'drawn by hand' if d['decision'] == 'reject' and ('by-hand', d['box']) in self.by else d['decision']
+    hand = self.by.get(('by-hand', d['box'])) if d['decision'] == 'reject' else None
+    return d['decision'] if not hand else 'deleted' if hand['action'] == 'drop' else 'drawn by hand'
+
+# %% ../../nbs/cleaning/35_inspector.ipynb #063cd6b9
+_MARKS = dict(accept='✓ ', reject='✗ ', deleted='✗ ')
 
 @patch
 def html(self: Inspector) -> str:
     "The text on the finding that is shown."
     bad = f'<div class="yk-bad">{escape_html(self.error)}</div>' if self.error else ''
-    if not len(self): return bad + '<b>nothing to show</b>: nothing fits these filters'
+    others = f' · {self.rest} others are decided or repaired by themselves' if self.rest else ''
+    if not len(self): return f'{bad}<b>nothing to show</b>: nothing fits these filters{others}'
     k, r = self.row, self.shown.rows
     head, seen, *file = (escape_html(l) for l in normalize_name(caption(self.shown, k, long=True)).split('\n'))
     split = self.table.images['split'][r['image'][k]] if r['image'][k] >= 0 else ''
     sure = '' if np.isnan(r['confidence'][k]) else f' · confidence {r["confidence"][k]:.2f}'
     said = self.said()
     first = (f'{bad}<b>{self.at + 1} / {len(self)} · {head}</b>{sure} · '
-             f'<span class="yk-said yk-{said[:6]}">{said}</span> · {len(self.by)} decisions so far'
+             f'<span class="yk-said yk-{said[:6]}">{_MARKS.get(said, "")}{said}</span> · '
+             f'{len(self.by)} decisions so far{others}'
              + (f', {self.others} of them changed by another inspector' if self.others else ''))
     means = escape_html(FINDING_TYPES[r['reason'][k]][3])
     return f'{first}<br>{means}: {seen}' + ''.join(f' · {l}' for l in file) + (f' · {escape_html(split)}'
@@ -344,6 +416,9 @@ def near(self: Inspector, shape: tuple, # (w, h) px
     k, r = self.row, self.shown.rows
     i, b, hand = int(r['image'][k]), int(r['box'][k]), self.by.get(('by-hand', int(r['box'][k])))
     rgb = self.rgb(i) if i >= 0 else None
+    if self.found is not None and r['reason'][k] == 'picture':
+        fit = letterbox(*(right := draw_pair(self.table, self.found, i, i, self.least)[1]).shape[1::-1], *shape)
+        return fit.image(right)
     if b < 0 or hand is None: return finding_image(self.shown, k, shape, rgb)
     return close_up(self.table, i, xyxy_of_rows(self.table, b), hand.get('after') or [np.nan]*4, None, shape, rgb)
 
@@ -416,7 +491,10 @@ if (!yk.hears) { // once a page: the widget around stays, what is in it is repla
     if (!e.target.closest('input, select, textarea')) { mine(); setTimeout(mine, 0) }
   });
 }
-me.querySelectorAll('[data-row]').forEach(f => f.onclick = () => send({do: 'open', row: +f.dataset.row}));
+me.querySelectorAll('[data-row]').forEach(f => {
+  f.onclick = () => send({do: 'open', row: +f.dataset.row});
+  f.onkeydown = e => { if (e.key == 'Enter') f.onclick() };
+});
 '''
 
 # %% ../../nbs/cleaning/35_inspector.ipynb #edd07727
@@ -533,28 +611,36 @@ _SCRIPT = ('(tag => { let tries = 0; const go = () => { const root = tag.closest
 # %% ../../nbs/cleaning/35_inspector.ipynb #72876f01
 _CSS = '''
 .yk-inspector, .yk-inspector * { font-family: system-ui, sans-serif, yk; }
-.yk-inspector { outline: none; }
+.yk-inspector { outline: none; container-type: inline-size; }
 .yk-in { display: none !important; }
+.yk-inspector { color: var(--jp-ui-font-color1, inherit); }
 .yk-row { display: flex; gap: 8px; align-items: flex-start; }
 .yk-row svg { flex: 1 1 62%; min-width: 0; max-height: 62vh; background: #46464a; touch-action: none;
   cursor: crosshair; }
 .yk-row img { flex: 0 1 36%; min-width: 0; max-height: 62vh; object-fit: contain; }
 .yk-box { fill: transparent; stroke-width: 1.5; vector-effect: non-scaling-stroke; }
 .yk-sel { stroke-width: 3.5; }
-.yk-box[data-id=new] { stroke: #28aa3c; }
+.yk-box[data-id=new] { stroke: rgb(0, 158, 115); }
 .yk-knob { fill: white; stroke: #222; vector-effect: non-scaling-stroke; cursor: grab; }
-.yk-legend { color: #666; font-size: 12px; margin-top: 4px; }
+.yk-key { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 12px; margin-top: 4px; }
+.yk-key i { display: inline-block; width: 16px; height: 8px; vertical-align: middle; }
+.yk-legend { color: var(--jp-ui-font-color2, #666); font-size: 12px; margin-top: 4px; }
 .yk-legend kbd { border: 1px solid #aaa; border-radius: 3px; padding: 0 4px; color: #333; background: #f4f4f4; }
 .yk-text { line-height: 1.5; margin: 4px 0; }
 .yk-said { padding: 0 6px; border-radius: 3px; background: #ddd; color: #222; }
-.yk-accept { background: #bfe5c4; }
-.yk-reject { background: #f3c4c4; }
+.yk-accept { background: #bfe5d9; }
+.yk-reject, .yk-delete { background: #f6d3b8; }
 .yk-drawn { background: #c4d9f3; }
 .yk-bad { background: #c00; color: white; padding: 2px 8px; }
 .yk-grid { display: grid; grid-template-columns: repeat(4, 1fr); gap: 8px; }
 .yk-grid figure { margin: 0; cursor: pointer; font-size: 11px; line-height: 1.3; overflow: hidden; }
 .yk-grid img { width: 100%; }
 .yk-row svg text { font-family: yk, sans-serif; pointer-events: none; }
+@container (max-width: 620px) {
+  .yk-row { flex-direction: column; }
+  .yk-row svg, .yk-row img { flex: none; width: 100%; }
+  .yk-grid { grid-template-columns: repeat(2, 1fr); }
+}
 '''
 _KEYS = {'a': 'accept', 'r': 'reject', 'n →': 'next', 'p ←': 'previous', 'u': 'undo', 'g': 'gallery', 'z': 'zoom',
          'e': 'edit: drag a corner or the box, on free ground or with Shift draw a new one, wheel zooms',
@@ -562,6 +648,16 @@ _KEYS = {'a': 'accept', 'r': 'reject', 'n →': 'next', 'p ←': 'previous', 'u'
 _LEGEND = ' &nbsp; '.join(f'<kbd>{k}</kbd> {v}' for k, v in _KEYS.items()) + ' &nbsp; (click the picture first)'
 
 # %% ../../nbs/cleaning/35_inspector.ipynb #3788ba5d
+def _key_of(beside: bool) -> str: # html; beside: detections are shown on the right
+    "What the colours and dashes mean."
+    find = [(GREEN, 'solid', 'as proposed, or by hand'), (RED, 'dashed', 'as the file has it; struck out: dropped'),
+            (BLUE, 'dotted', 'the other box of a pair'), ((120, 120, 120), 'solid', 'other boxes, a colour a class')]
+    marks = [((120, 120, 120), 'solid', 'the truth, a colour a class'), (LEGEND[0][0], 'solid', '○ rightly found'),
+             (LEGEND[2][0], 'dashed', '× wrongly found')]
+    return '<div class="yk-key">' + ' '.join(f'<span><i style="border: 2px {how} rgb{rgb}"></i> {text}</span>'
+                                             for rgb, how, text in (marks if beside else find)) + '</div>'
+
+# %% ../../nbs/cleaning/35_inspector.ipynb #25d54dd3
 @patch
 def _photo_uri(self: Inspector, i: int) -> str: # i: row in images
     "The image for the browser, its long side at most `most` pixels."
@@ -581,8 +677,8 @@ def _svg_box(self: Inspector, n: str, xyxy: tuple, c: int, # name, px, class
                  escape_html(normalize_name(self.table.names[c])))
     x, y = float(np.clip(x0, -w, 2*w)), float(np.clip(y0, -h, 2*h))
     at = f'x="{x:.2f}" y="{y:.2f}" width="{np.clip(x1 - x, .01, 3*w):.2f}" height="{np.clip(y1 - y, .01, 3*h):.2f}"'
-    style = 'yk-box yk-sel' if n == self.sel else 'yk-box'
-    out = f'<rect class="{style}" data-id="{n}" {at} stroke="rgb{rgb}"><title>{name}</title></rect>'
+    style, dash = 'yk-box yk-sel' if n == self.sel else 'yk-box', ' stroke-dasharray="6 4"'*(n == own and not drawn)
+    out = f'<rect class="{style}" data-id="{n}" {at} stroke="rgb{rgb}"{dash}><title>{name}</title></rect>'
     if n not in (own, self.sel): return out
     style = f'font-size="{w/42:.1f}" fill="rgb{rgb}" stroke="white" stroke-width="{w/250:.2f}" paint-order="stroke"'
     return out + f'<text x="{x:.1f}" y="{max(y - w/150, w/40):.1f}" {style}>{name}</text>'
@@ -594,7 +690,9 @@ def _svg(self: Inspector, i: int, have: dict) -> str: # have: of boxes
     (w, h), area = self.wh(i), lambda b: (b[2] - b[0])*(b[3] - b[1])
     rects = [self._svg_box(n, b, c, (w, h)) for n, (b, c) in sorted(have.items(), key=lambda e: -area(e[1][0]))]
     photo = f'<image href="{self._photo_uri(i)}" width="{w}" height="{h}"/>'
-    return f'<svg viewBox="0 0 {w} {h}" preserveAspectRatio="xMidYMid">{photo}{"".join(rects)}</svg>'
+    name = escape_html(normalize_name(str(self.table.images['file'][i])))
+    return (f'<svg role="img" aria-label="{name} with {len(have)} boxes" viewBox="0 0 {w} {h}" '
+            f'preserveAspectRatio="xMidYMid">{photo}{"".join(rects)}</svg>')
 
 # %% ../../nbs/cleaning/35_inspector.ipynb #8f5b095f
 @patch
@@ -603,8 +701,8 @@ def _gallery_page(self: Inspector) -> str:
     out = ''
     for k in map(int, self.rows[self.at:self.at + _GRID]):
         text = '<br>'.join(escape_html(l[:60]) for l in normalize_name(caption(self.shown, k)).split('\n'))
-        image = f'<img src="{_data_uri(finding_image(self.shown, k), 80)}">'
-        out += f'<figure data-row="{k}">{image}<figcaption>{text}</figcaption></figure>'
+        image = f'<img alt="" src="{_data_uri(finding_image(self.shown, k), 80)}">'
+        out += f'<figure data-row="{k}" role="button" tabindex="0">{image}<figcaption>{text}</figcaption></figure>'
     return f'<div class="yk-grid">{out}</div>'
 
 # %% ../../nbs/cleaning/35_inspector.ipynb #04532873
@@ -625,10 +723,12 @@ def stage(self: Inspector) -> str: # html
             have, (w, h) = self.boxes(), self.wh(i)
             state |= dict(boxes={n: b for n, (b, _) in have.items()}, w=w, h=h)
             svg = self._svg(i, have)
-        middle = f'<div class="yk-row">{svg}<img src="{near}"></div>'
+        beside = self.found is not None and self.shown.rows['reason'][self.row] == 'picture'
+        alt = f'what the detector found, score at least {self.least:.2f}' if beside else 'the same close up'
+        middle = f'<div class="yk-row">{svg}<img alt="{alt}" src="{near}"></div>{_key_of(beside)}'
     return (f'<div class="yk"><div class="yk-text">{words}</div>{middle}<div class="yk-legend">{_LEGEND}</div>'
             f'<div class="yk-state" hidden>{escape_html(json.dumps(state))}</div>'
-            f'<img style="display:none" src="{_EMPTY_GIF}" onload="{escape(_SCRIPT)}"></div>')
+            f'<img alt="" style="display:none" src="{_EMPTY_GIF}" onload="{escape(_SCRIPT)}"></div>')
 
 _EMPTY_GIF = 'data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=='
 
@@ -657,6 +757,7 @@ def do(self: Inspector, word: str, # what to do, as the page says it
         if word == 'select': self.sel = id; self.fields()
         elif word == 'edit': self.edit(id, after, label)
         elif word == 'erase': self.erase(id or self.sel)
+        elif word == 'tag': self.tag(id)
         elif word == 'mode': self.editing = not self.editing
         elif word == 'gallery': self.grid = not self.grid
         elif word == 'open': self.grid = False; self.go(int(np.flatnonzero(self.rows == row)[0]))
@@ -666,18 +767,23 @@ def do(self: Inspector, word: str, # what to do, as the page says it
     return self
 
 # %% ../../nbs/cleaning/35_inspector.ipynb #4cd92d32
+_SHORT = dict(description_width='initial')
+
 @patch
 def _filter_menus(self: Inspector, W) -> dict: # W: ipywidgets; name -> menu
     "The filters as menus."
-    t, have = self.table, set(self.shown.rows['reason'])
-    def menu(text, values):
+    t, have = self.table, set(self.shown.rows['reason']) - {'picture'}
+    def menu(kind, text, values):
         options = [(text, '')] + [(visible(normalize_name(str(v))), v) for v in values]
-        return W.Dropdown(options=options, layout=W.Layout(width='180px'))
-    out = dict(reason=menu('every reason', [x for x in FINDING_TYPES if x in have]),
-               split=menu('every split', sorted(set(t.images['split']) - {''})),
-               name=menu('every class', t.names), state=menu('open and decided', ['ask', 'open', 'decided']))
+        return W.Dropdown(options=options, description=kind, layout=W.Layout(width='210px'), style=_SHORT)
+    out = dict(reason=menu('finding', 'every one', ['picture'] + [x for x in FINDING_TYPES if x in have]),
+               split=menu('split', 'every one', sorted(set(t.images['split']) - {''})),
+               name=menu('class', 'every one', t.names),
+               state=menu('state', 'open and decided', ['ask', 'open', 'decided']))
+    out['find'] = W.Text(description='search', placeholder='name or #tag', continuous_update=False,
+                         layout=W.Layout(width='210px'), style=_SHORT)
     for k, m in out.items():
-        m.value = self.view[k] if self.view[k] in [v for _, v in m.options] else ''
+        m.value = self.view[k] if k == 'find' or self.view[k] in [v for _, v in m.options] else ''
         m.observe(lambda _: self.filter(**{k: m.value for k, m in out.items()}), 'value')
     return out
 
@@ -688,7 +794,7 @@ def _coordinate_inputs(self: Inspector, W) -> list: # W: ipywidgets
     small, style = W.Layout(width='120px'), dict(description_width='26px')
     out = [W.FloatText(description=c, step=1, layout=small, style=style) for c in ('x0', 'y0', 'x1', 'y1')]
     classes = [(f'{i + 1} {visible(normalize_name(n))}', i) for i, n in enumerate(self.table.names)]
-    kind = W.Dropdown(options=classes, layout=W.Layout(width='200px'))
+    kind = W.Dropdown(options=classes, description='its class', layout=W.Layout(width='230px'), style=_SHORT)
     def change(_):
         if self._quiet or self.sel not in self.boxes(): return
         self.do('edit', id=self.sel, after=[f.value for f in out], label=kind.value).refresh()
@@ -696,18 +802,37 @@ def _coordinate_inputs(self: Inspector, W) -> list: # W: ipywidgets
     return [*out, kind]
 
 # %% ../../nbs/cleaning/35_inspector.ipynb #1bb758cc
+_TELLS = dict(previous='the finding before (p)', accept='accept the proposed repair (a)', next='the next finding (n)',
+              reject='reject the proposed repair (r)', undo='take the last decision back (u)',
+              gallery='twelve at once (g)', edit='draw and move boxes (e)', delete='delete the selected box (d)')
+
 @patch
 def _command_buttons(self: Inspector, W) -> dict: # W: ipywidgets; name -> button
     "A button for each command."
     out = {}
     styles = dict(previous='', accept='success', reject='danger', next='', undo='', gallery='', edit='', delete='')
     for word, style in styles.items():
-        b = out[word] = W.Button(description=word, button_style=style, layout=W.Layout(width='90px'))
+        b = out[word] = W.Button(description=word, button_style=style, layout=W.Layout(width='90px'),
+                                 tooltip=_TELLS[word])
         command = {'edit': 'mode', 'delete': 'erase'}.get(word, word)
         b.on_click(lambda _, command=command: self.do(command).refresh())
     return out
 
 # %% ../../nbs/cleaning/35_inspector.ipynb #2b02fd24
+@patch
+def _picture_inputs(self: Inspector, W) -> list: # W: ipywidgets
+    "The tags of the picture; the least score of detections where there are any."
+    self.tagged = W.Text(description='tags', placeholder='night, blurred', continuous_update=False, style=_SHORT,
+                         layout=W.Layout(width='230px'))
+    self.tagged.observe(lambda c: self._quiet or self.do('tag', id=c['new']).refresh(), 'value')
+    if self.found is None: return [self.tagged]
+    def least(c): self.least = c['new']; self.refresh()
+    score = W.FloatSlider(value=self.least, min=0, max=1, step=.05, description='score', continuous_update=False,
+                          style=_SHORT, layout=W.Layout(width='260px'))
+    score.observe(least, 'value')
+    return [self.tagged, score]
+
+# %% ../../nbs/cleaning/35_inspector.ipynb #b9c1952c
 @patch
 def widget(self: Inspector): # an ipywidgets VBox
     "The page: made once."
@@ -720,8 +845,9 @@ def widget(self: Inspector): # an ipywidgets VBox
     self.ear.observe(lambda c: self.hear(c['new']), 'value')
     font = _web_font(_used_glyphs(self.table))
     style = W.HTML(f'<style>{font}{_CSS}</style>', layout=W.Layout(display='none'))
-    below = W.HBox(self.boxed, layout=W.Layout(flex_flow='row wrap'))
-    menus, buttons = W.HBox(list(self.menus.values())), W.HBox(list(self.buttons.values()))
+    row = lambda some: W.HBox(list(some), layout=W.Layout(flex_flow='row wrap'))
+    below = row([*self.boxed, *self._picture_inputs(W)])
+    menus, buttons = row(self.menus.values()), row(self.buttons.values())
     self._widget = W.VBox([style, self.ear, menus, buttons, self.middle, below], layout=W.Layout(overflow='hidden'))
     self._widget.add_class('yk-inspector')
     return self.refresh()._widget
@@ -736,9 +862,14 @@ def fields(self: Inspector) -> Inspector:
     for w, v in zip(self.boxed, (*(round(float(x), 2) for x in b), c)):
         w.disabled = c is None
         if v is not None and w.value != v: w.value = v
+    i = int(self.shown.rows['image'][self.row]) if self.row >= 0 else -1
+    self.tagged.disabled = i < 0
+    name = normalize_name(str(self.table.images['file'][i])) if i >= 0 else ''
+    self.tagged.value = ', '.join(self.tags.get(name, ()))
     self._quiet = quiet
     return self
 
+# %% ../../nbs/cleaning/35_inspector.ipynb #635ce0ba
 @patch
 def _update_page(self: Inspector) -> None:
     "Show the present finding in the page."

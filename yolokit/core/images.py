@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['image_readers', 'BoxTransform', 'letterbox', 'ImageError', 'read_elsewhere', 'open_image', 'read_bytes', 'image_size',
-           'read_image', 'write_image', 'hangul_font', 'use_hangul_font', 'plot_text', 'class_color', 'draw_boxes']
+           'read_image', 'write_image', 'hangul_font', 'use_hangul_font', 'plot_text', 'class_color', 'draw_dashed',
+           'draw_boxes']
 
 # %% ../../nbs/core/02_images.ipynb #4967daae
 from dataclasses import dataclass
@@ -302,12 +303,26 @@ def _tag(pen, x, y, # ImageDraw; the box's upper left corner
     pen.text((x + 2, y), text, font=hangul_font(size), fill=ink)
 
 # %% ../../nbs/core/02_images.ipynb #59358425
+def draw_dashed(pen, # PIL's ImageDraw
+                box, # x0 y0 x1 y1, pixels; reversed ones too
+                rgb: tuple, # 0..255
+                width: int = 2, # of the line
+               ) -> None:
+    "A dashed rectangle."
+    x0, y0, x1, y1 = map(float, box)
+    corners = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)])
+    for a, b in zip(corners, corners[1:]):
+        n = int(min(max(np.abs(b - a).max()//(3*width), 1), 2000))
+        at = lambda k: a + (b - a)*min(k, n)/n
+        for k in range(0, n, 2): pen.line([*at(k), *at(k + 1)], fill=rgb, width=width)
+
 def draw_boxes(rgb: np.ndarray, # (H, W, 3) uint8; not changed
                xyxy, # (N, 4) pixels
                labels=None, # N strings, '' or None for no label
                colors=None, # N of (r, g, b) or of class numbers; None: one for all
                width: int | None = None, # of the line; None: by the image's size
                size: int | None = None, # of the letters, pixels
+               dashed=None, # N: which ones; None: no box
               ) -> np.ndarray: # (H, W, 3) uint8
     "Boxes and their names on a copy of the image, Hangul included; the smallest box on top."
     im = Image.fromarray(np.ascontiguousarray(rgb))
@@ -319,6 +334,8 @@ def draw_boxes(rgb: np.ndarray, # (H, W, 3) uint8; not changed
     for i in [i for i in np.argsort(-area, kind='stable') if np.isfinite(xyxy[i]).all()]:
         # the line lies inside the box; a reversed box is drawn where it would be
         x0, x1, y0, y1 = *sorted(xyxy[i, ::2].clip(-1e4, 1e5)), *sorted(xyxy[i, 1::2].clip(-1e4, 1e5))
-        pen.rectangle([x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)], outline=rgbs[i], width=width)
+        edge = [x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)]
+        if dashed is not None and dashed[i]: draw_dashed(pen, edge, rgbs[i], width)
+        else: pen.rectangle(edge, outline=rgbs[i], width=width)
         if labels is not None and labels[i]: _tag(pen, x0, y0, str(labels[i]), rgbs[i], size, im.size)
     return np.asarray(im)

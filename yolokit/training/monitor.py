@@ -6,7 +6,7 @@
 __all__ = ['StepTimer', 'summary_writer', 'tensorboard_logger', 'write_report', 'draw_first_batches', 'plot_curves']
 
 # %% ../../nbs/training/48_monitor.ipynb #2a8bf8cd
-import itertools, json, math, time
+import itertools, json, math, re, time
 from base64 import b64encode
 from pathlib import Path
 import numpy as np, torch
@@ -81,6 +81,42 @@ def _markdown_table(rows: dict) -> str: # name: value
     text = lambda v: escape_markdown('%.4g' % v if isinstance(v, float) else str(v).replace('\n', ' '))
     return '| | |\n|---|---|\n' + '\n'.join(f'| {text(k)} | {text(v)} |' for k, v in rows.items())
 
+# %% ../../nbs/training/48_monitor.ipynb #5111ae31
+_WORDS = """AP: the mean over the classes and over IoU .50 to .95, from 0 to 1; AP50: at IoU .50 alone. Fitness is \
+.1 AP50 + .9 AP: `weights/best.pt` is the evaluation where it was greatest. Waiting is the share of the time, 0 to 1, \
+in which the network waited for pictures: above .2 more `workers`, or prepared shards, make it faster."""
+
+def _opening(run: Run) -> str:
+    "The first sentence of a report: what learnt what from where, and what came of it."
+    i, data, r = run.info, run.info.get('data') or {}, run.info.get('result') or {}
+    of = f'{data["images"]:,} pictures of {data.get("source")}' if data.get('images') else 'pictures'
+    start = f'the best weights of {i["parent"]}' if i.get('parent') else i.get('start') or 'none'
+    begun = 'random weights' if start == 'none' else start
+    made = f' for {i["steps"]:,} steps' if i.get('steps') else ''
+    came = f' It reached AP {r["AP"]:.3f}, AP50 {r.get("AP50", 0):.3f} on the validation pictures.' if 'AP' in r else ''
+    text = f'{(i.get("network") or {}).get("name") or "A network"}, begun from {begun}, learnt {of}{made}.{came}'
+    return escape_markdown(text)
+
+def _class_table(run: Run) -> str: # markdown; '' where nothing was judged
+    "AP of each class that has boxes."
+    file = run.folder/'evaluation.json'
+    if not file.is_file(): return ''
+    known = json.loads(file.read_text(encoding='utf-8')).get('per_class') or {}
+    number = lambda v: '' if v is None or v < 0 else f'{v:.3f}'
+    rows = [f'| {escape_markdown(n)} | {c["truth"]:,} | {number(c.get("AP"))} | {number(c.get("AP50"))} | '
+            f'{number(c.get("AP75"))} |' for n, c in known.items() if c.get('truth')]
+    head = '\n\n### By class\n\n| class | boxes | AP | AP50 | AP75 |\n|---|---|---|---|---|\n'
+    return head + '\n'.join(rows) if rows else ''
+
+# %% ../../nbs/training/48_monitor.ipynb #33532de8
+def _next_commands(run: Run) -> str: # markdown
+    "What one does with a run, in a terminal."
+    n = run.name
+    if not (run.folder/'weights/best.pt').is_file(): return f'## What next\n\n`yolokit train resume={n}` goes on.'
+    rows = dict(evaluate=f'evaluate run={n}', detect=f'infer run={n} images=FOLDER', export=f'export run={n}',
+                longer=f'train resume={n} steps={2*(run.info.get("steps") or 500)} extend=stretch', rank='leaderboard')
+    return '## What next\n\n| | |\n|---|---|\n' + '\n'.join(f'| {k} | `yolokit {v}` |' for k, v in rows.items())
+
 # %% ../../nbs/training/48_monitor.ipynb #560850f2
 def _run_summary(run: Run) -> list[str]: # markdown, a text a cell
     "What a run was and how it ended."
@@ -99,10 +135,45 @@ def _run_summary(run: Run) -> list[str]: # markdown, a text a cell
                            for a, b in v.items() if b) if isinstance(v, dict) else v
               for k, v in (i.get('recipe') or {}).items() if v not in ('', None)}
     note = (i.get('recipe') or {}).get('note') or 'A training run.'
-    return [f'# {escape_markdown(run.name)}\n\n> {escape_markdown(note)}\n\n' + _markdown_table(head),
-            '## How it ended\n\n' + (_markdown_table(result) if result else 'No result was recorded.'),
+    title = f'# {escape_markdown(run.name)}\n\n> {escape_markdown(note)}\n\n{_opening(run)}\n\n'
+    ended = f'{_markdown_table(result)}\n\n{_WORDS}' if result else 'No result was recorded.'
+    return [title + _markdown_table(head), f'## How it ended\n\n{ended}{_class_table(run)}',
             '## What the result depends on\n\n' + _markdown_table(made | (i.get('versions') or {})),
             '## Recipe\n\n' + _markdown_table(recipe)]
+
+# %% ../../nbs/training/48_monitor.ipynb #85242c6a
+_STYLE = """body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em; }
+img { max-width: 100%; background: white; } td, th { border-bottom: 1px solid #8886; padding: 2px 12px 2px 0; }
+td { vertical-align: top; overflow-wrap: anywhere; } blockquote { margin-left: 0; opacity: .8; }
+:root { color-scheme: light dark; }"""
+
+def _html(text: str) -> str: # markdown as a report has it: titles, quotes, tables, paragraphs, `code`
+    "The same in HTML; what others wrote is escaped in it already."
+    out, rows = [], []
+    def close():
+        table = ''.join('<tr>' + ''.join(f'<td>{c}</td>' for c in r) + '</tr>' for r in rows)
+        if rows: out.append(f'<table>{table}</table>'); rows.clear()
+    for l in re.sub(r'`([^`\n]*)`', r'<code>\1</code>', text).splitlines():
+        if l[:1] == '|':
+            if re.fullmatch(r'[|\- ]+', l) is None: rows.append([c.strip() for c in l[1:-1].split('|')])
+            continue
+        close()
+        level = len(l) - len(l.lstrip('#'))
+        if level: out.append(f'<h{level}>{l[level:].strip()}</h{level}>')
+        elif l[:2] == '> ': out.append(f'<blockquote>{l[2:]}</blockquote>')
+        elif l.strip(): out.append(f'<p>{l}</p>')
+    close()
+    return '\n'.join(out)
+
+# %% ../../nbs/training/48_monitor.ipynb #13736552
+def _write_html(run: Run, cells: list) -> None: # cells: markdown or paths of PNGs
+    "report.html: the report as one page."
+    picture = lambda p: f'<img alt="{p.stem}" src="data:image/png;base64,{b64encode(p.read_bytes()).decode()}">'
+    body = '\n'.join(_html(c) if isinstance(c, str) else picture(c) for c in cells)
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{run.name}</title>'
+    with atomic_write(run.folder/'report.html') as p:
+        p.write_text(f'<!doctype html><html><head>{head}<style>{_STYLE}</style></head><body>{body}</body></html>',
+                     encoding='utf-8')
 
 # %% ../../nbs/training/48_monitor.ipynb #51653694
 _LOAD_BEST = """from yolokit.network.checkpoints import load_checkpoint
@@ -118,8 +189,9 @@ def _report_cell(c: str | Path, # markdown, or a PNG
     return _code_cell(f"from IPython.display import Image\nImage({'plots/' + c.name!r})", n,
                       [dict(output_type='display_data', metadata={}, data=picture)])
 
-def write_report(run: Run) -> Path: # report.ipynb in the run's folder
-    "Write the report: what was run, how it ended, the pictures, where the files are."
+# %% ../../nbs/training/48_monitor.ipynb #d100896e
+def write_report(run: Run) -> Path: # report.ipynb in the run's folder, with report.html beside it
+    "Write the report: what was run, how it ended, the pictures, what next, where the files are."
     head, end, made, recipe = _run_summary(run)
     order = ['curves', 'predictions', 'pr', 'batch']
     place = lambda p: (order.index(p.stem) if p.stem in order else len(order), p.name)
@@ -127,7 +199,9 @@ def write_report(run: Run) -> Path: # report.ipynb in the run's folder
     paths = [p for p in sorted(run.folder.rglob('*')) if p.is_file() and not p.name.startswith('.')]
     files = {p.relative_to(run.folder).as_posix(): f'{p.stat().st_size:,} bytes' for p in paths}
     last = '## Files\n\n' + _markdown_table(files) + '\n\nThe next cell loads the best weights; run it in this folder.'
-    cells = [_report_cell(c, n) for n, c in enumerate([head, end, *plots, made, recipe, last])]
+    order = [head, end, *plots, made, recipe, _next_commands(run), last]
+    _write_html(run, order)
+    cells = [_report_cell(c, n) for n, c in enumerate(order)]
     cells.append(_code_cell(_LOAD_BEST, len(cells)))
     meta = dict(kernelspec=dict(display_name='python3', language='python', name='python3'))
     nb = dict(cells=cells, metadata=meta, nbformat=4, nbformat_minor=5)
