@@ -10,7 +10,7 @@ import itertools, json, math, re, time
 from base64 import b64encode
 from pathlib import Path
 import numpy as np, torch
-from ..core.untrusted import escape_markdown
+from ..core.untrusted import escape_html, escape_markdown
 from ..core import images
 from ..core.files import atomic_write
 from ..core.environment import peak_memory
@@ -111,7 +111,7 @@ def _class_table(run: Run) -> str: # markdown; '' where nothing was judged
 # %% ../../nbs/training/48_monitor.ipynb #33532de8
 def _next_commands(run: Run) -> str: # markdown
     "What one does with a run, in a terminal."
-    n = run.name
+    n = run.name if re.fullmatch(r'[\w.+-]+', run.name) else 'NAME'
     if not (run.folder/'weights/best.pt').is_file(): return f'## What next\n\n`yolokit train resume={n}` goes on.'
     rows = dict(evaluate=f'evaluate run={n}', detect=f'infer run={n} images=FOLDER', export=f'export run={n}',
                 longer=f'train resume={n} steps={2*(run.info.get("steps") or 500)} extend=stretch', rank='leaderboard')
@@ -168,9 +168,10 @@ def _html(text: str) -> str: # markdown as a report has it: titles, quotes, tabl
 # %% ../../nbs/training/48_monitor.ipynb #13736552
 def _write_html(run: Run, cells: list) -> None: # cells: markdown or paths of PNGs
     "report.html: the report as one page."
-    picture = lambda p: f'<img alt="{p.stem}" src="data:image/png;base64,{b64encode(p.read_bytes()).decode()}">'
+    picture = lambda p: f'<img alt="{escape_html(p.stem)}" src="data:image/png;base64,{b64encode(p.read_bytes()).decode()}">'
     body = '\n'.join(_html(c) if isinstance(c, str) else picture(c) for c in cells)
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{run.name}</title>'
+    head = (f'<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+            f'<title>{escape_html(run.name)}</title>')
     with atomic_write(run.folder/'report.html') as p:
         p.write_text(f'<!doctype html><html><head>{head}<style>{_STYLE}</style></head><body>{body}</body></html>',
                      encoding='utf-8')
