@@ -1,6 +1,7 @@
 """Step by step beside the originals: the same network, first weights and batches, in their code and in ours.
 
-    python bench/parity.py ~/yolov5-v6.1 [--yolor ~/yolor] [--only schedule|yolov5n|yolov5s|yolor-csp] [--steps 100]
+    python bench/parity.py ~/yolov5-v6.1 [--yolor ~/yolor] [--darknet ~/darknet] [--steps 100]
+        [--only schedule|yolov5n|yolov5s|yolor-csp|yolov4-tiny]
     python bench/parity.py ~/yolov5-v6.1 --yolor ~/yolor --float64 --rate 1 --floor 1000
 
 Each original runs in a process of its own, from the checkout that is named; nothing of it is here. YOLOv5's side is
@@ -8,6 +9,8 @@ the loop of its own train.py, with its loader replaced by the batches of a file;
 its optimiser's groups. The batches are of the embedded parking lot, drawn once by our loader with YOLOv5's
 augmentation. A box that claims an anchor and cell another one has is left out of them: which of the two is then true
 is chance in the originals, and the better one here. float32, one thread.
+
+Darknet's side is its own `update_network`, called by a C program of this file: its policy, not its loss.
 
 A training from nothing at a full rate multiplies a rounding error several times a step, whoever computes it. So the
 rates are a thousandth of the recipes' unless --rate says otherwise, and each comparison is followed by ours with
@@ -379,11 +382,107 @@ def yolor(folder, steps, size, rate, floor, double):
             rounding('yolor-csp/8', twin, r, batches, steps, found, double))
 
 
+_DARKNET_C = r'''
+#include "darknet.h"
+#include <stdio.h>
+#include <stdlib.h>
+float get_current_rate(network net);
+void update_network(network net);
+void save_weights(network net, char *file);
+network parse_network_cfg(char *file);
+void load_weights(network *net, char *file);
+
+static void pull(int n, float *w, float *to, float *update, int batch) {
+    for (int i = 0; w && i < n; ++i) update[i] += batch*(to[i] - w[i]);
+}
+int main(int argc, char **argv) { // cfg, first weights, weights to go to, steps, folder, steps whose rate is asked
+    network net = parse_network_cfg(argv[1]), goal = parse_network_cfg(argv[1]);
+    load_weights(&net, argv[2]); load_weights(&goal, argv[3]);
+    int batch = net.batch*net.subdivisions, steps = atoi(argv[4]);
+    for (int a = 6; a < argc; ++a) {
+        *net.seen = (uint64_t)atoi(argv[a])*batch;
+        fprintf(stderr, "rate %s %.9g\n", argv[a], get_current_rate(net));
+    }
+    *net.seen = 0;
+    for (int s = 1; s <= steps; ++s) {
+        *net.seen += batch;                                // as train_network does before update_network
+        *net.cur_iteration += 1;
+        for (int i = 0; i < net.n; ++i) {
+            layer l = net.layers[i], g = goal.layers[i];
+            if (l.type != CONVOLUTIONAL) continue;
+            pull(l.nweights, l.weights, g.weights, l.weight_updates, batch);
+            pull(l.n, l.biases, g.biases, l.bias_updates, batch);
+            pull(l.n, l.scales, g.scales, l.scale_updates, batch);
+        }
+        update_network(net);
+        char file[4096];
+        snprintf(file, sizeof file, "%s/%d.weights", argv[5], s);
+        if (s == 1 || s == 10 || s == 100) save_weights(net, file);
+    }
+    return 0;
+}
+'''
+
+def darknet(folder, steps, burn_in):
+    """yolov4-tiny under Darknet's policy: burn-in, turns, momentum and decay, in a compiled Darknet and here.
+
+    The loss is not Darknet's here, so both follow the same simple one, half the squared distance of every weight to
+    that of a second network; Darknet's update_network makes the steps there, `make_optimizer` here."""
+    import torch
+    from yolokit.network.cfg import Cfg
+    from yolokit.network.model import Detector
+    from yolokit.network.weights import read_weights, write_weights
+    from yolokit.training.optim import make_optimizer, param_groups, scaled_weight_decay, set_lr
+    from yolokit.training.recipes import lr_and_momentum, RECIPES
+    text = Path(folder, 'cfg/yolov4-tiny.cfg').read_text()
+    own = Cfg.parse(text, 'yolov4-tiny').net
+    number = lambda k: float(own[k])
+    turns = [int(v) for v in own['steps'].split(',')]
+    # the sizes of pictures and of what is in memory do not matter here
+    for k, v in dict(burn_in=burn_in, subdivisions=own['batch'], width=32, height=32).items():
+        text = re.sub(f'\\n{k} *=.*', f'\\n{k}={v}', text)
+    r = replace(RECIPES['darknet-yolov4'], steps=int(number('max_batches')), lr0=number('learning_rate'),
+                momentum=number('momentum'), weight_decay=number('decay'), nominal=int(number('batch')),
+                at=tuple(t/number('max_batches') for t in turns))
+    r = replace(r, bs=r.nominal, warmup_floor=burn_in)
+    with tempfile.TemporaryDirectory() as out:
+        out = Path(out)
+        (out/'tiny.cfg').write_text(text)
+        (out/'policy.c').write_text(_DARKNET_C)
+        subprocess.run(['cc', '-O2', '-I', f'{folder}/include', '-I', f'{folder}/src', out/'policy.c', '-o',
+                        out/'policy', '-L', folder, '-ldarknet', '-lm', f'-Wl,-rpath,{folder}'], check=True)
+        d, goal = (Detector(Cfg.parse(text, 'yolov4-tiny'), seed=k, init='darknet') for k in (0, 1))
+        for m in goal.modules():
+            if isinstance(m, torch.nn.BatchNorm2d): torch.nn.init.uniform_(m.weight, .5, 1.5)
+        write_weights(d, out/'first.weights')
+        write_weights(goal, out/'goal.weights')
+        asked = sorted({1, 2, burn_in - 1, burn_in, burn_in + 1, *(t + k for t in turns for k in (-1, 0, 1))})
+        done = subprocess.run([out/'policy', out/'tiny.cfg', out/'first.weights', out/'goal.weights', str(steps), out,
+                               *map(str, asked)], capture_output=True, text=True, cwd=folder)
+        if done.returncode: sys.exit(f'Darknet failed:\n{done.stderr[-2000:]}')
+        rates = {int(a): float(b) for a, b in re.findall(r'rate (\d+) (\S+)', done.stderr)}
+        off = max(abs(lr_and_momentum(r, s - 1, 1)[0]['weight']/v - 1) for s, v in rates.items())
+        print(f'yolov4-tiny  rates of {len(rates)} steps, at burn-in and turns: {off:.1e} relative (float32 there)')
+        opt = make_optimizer(param_groups(d), r.optimizer, r.lr0, r.momentum,
+                             scaled_weight_decay(r.bs, r.weight_decay, r.nominal))
+        states, theirs, twin = {}, {}, Detector(Cfg.parse(text, 'yolov4-tiny'))
+        for s in range(1, steps + 1):
+            set_lr(opt, *lr_and_momentum(r, s - 1, 1))
+            for p, to in zip(d.parameters(), goal.parameters()): p.grad = p.detach() - to.detach()
+            opt.step()
+            if s not in LOOK: continue
+            read_weights(twin, out/f'{s}.weights')
+            states[s], theirs[s] = ({k: v.clone() for k, v in m.state_dict().items()} for m in (d, twin))
+    there = [[float((v - w).detach().square().sum()) for v, w in zip(d.parameters(), goal.parameters())]]
+    return compare('yolov4-tiny', there, states, there, theirs),
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('folder', help="checkout of YOLOv5 v6.1")
     p.add_argument('--yolor', help='checkout of WongKinYiu/yolor')
-    p.add_argument('--only', default='', help='schedule, yolov5n, yolov5s or yolor-csp')
+    p.add_argument('--darknet', help='folder of a Darknet (AlexeyAB) that was compiled with LIBSO=1')
+    p.add_argument('--only', default='', help='schedule, yolov5n, yolov5s, yolor-csp or yolov4-tiny')
     p.add_argument('--steps', type=int, default=100)
     p.add_argument('--size', type=int, default=128)
     p.add_argument('--rate', type=float, default=.001, help='share of the recipe\'s learning rates, see above')
@@ -404,6 +503,8 @@ def main():
     if a.yolor and a.only in ('', 'yolor-csp'):
         found += (yolor(str(Path(a.yolor).expanduser().resolve()), a.steps, a.size, a.rate,
                         a.floor, a.float64))
+    if a.darknet and a.only in ('', 'yolov4-tiny'):
+        found += darknet(str(Path(a.darknet).expanduser().resolve()), a.steps, a.floor)
     if a.json: Path(a.json).write_text(json.dumps(found))
 
 if __name__ == '__main__': main()

@@ -53,7 +53,7 @@ class Recipe:
     weight_decay: float = .0005 # of convolution weights only
     warmup: float = 3.          # epochs
     warmup_floor: int = 0       # batches that the warm-up takes at least
-    warmup_power: float = 1.    # 1: straight; 4: Darknet's burn-in, biases and momentum not apart
+    warmup_power: float = 1.    # 1: straight; 4: Darknet's burn-in, biases and momentum not apart, steps counted from 1
     warmup_momentum: float = .8 # where the momentum starts
     warmup_bias_lr: float = .1  # where the learning rate of the biases starts (the others': 0)
     clip: float = 10.           # greatest norm of the whole gradient; 0: no limit
@@ -305,7 +305,8 @@ def lr_and_momentum(r: Recipe, step: int, per: int, # batches an epoch
         return lr_and_momentum(again, step - first.steps, per, factor)
     n, ramp, warm, shape = accumulation(r), 'ramp' in compat_flags(r), _warm_batches(r, per), None
     # in steps; with the ramp in batches, and a step's time is that of its last one
-    it, end, epoch = step, r.steps or r.epochs*per/n, per/n
+    # Darknet counts the step that is made
+    it, end, epoch = step + (r.warmup_power != 1), r.steps or r.epochs*per/n, per/n
     if ramp: it, end, epoch = batches_done(r, step + 1, per) - 1, batches_done(r, r.steps, per) or r.epochs*per, per
     if r.schedule == 'restarts': shape = dict(first=r.restart*(1 if r.stairs else epoch) or None, mult=r.restart_mult)
     if r.schedule == 'step': shape = dict(at=tuple(r.at))
