@@ -1,6 +1,7 @@
 # Two commands on a fresh machine: `make train` and `make test`. Everything else is below.
 PYTHON ?= python3
 VENV   ?= .venv
+EXTRAS ?= lab,dev
 BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 # notebooks and tests find the tools of this environment, whatever the caller's PATH
@@ -29,7 +30,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv==0.13.8
 	@echo 'setup 2/3: the packages of constraints.txt, 6 GB on the disk, nearly all of it torch and its CUDA libraries;'
 	@echo '           uv says what it downloads and how large each is; what it has in its cache is not downloaded again'
-	@$(PY) -m uv pip install --python $(PY) -c constraints.txt --config-setting editable_mode=compat -e '.[lab,dev]'
+	@$(PY) -m uv pip install --python $(PY) -c constraints.txt --config-setting editable_mode=compat -e '.[$(EXTRAS)]'
 	@echo 'setup 3/3: papermill with an output of its own, and git hooks for notebooks'
 	@$(PY) -c 'from yolokit.apps.command_line import install_papermill; install_papermill()'
 	@if git rev-parse --git-dir >/dev/null 2>&1; then \

@@ -112,3 +112,13 @@ def test_amp_story(root, tmp_path):
     said = (tmp_path/'amp.ipynb').read_text()
     assert said.count('"image/png"') >= 4 and 'clipped, then unscaled' in said and 'fail_on_recompile' in said
     assert list((root/'runs').glob('amp*')) == []                           # it leaves nothing behind
+
+
+def test_the_app_shows_samples_and_anchors_before_the_first_step(root, monkeypatch):
+    "A picture and a figure; no run folder is made for it."
+    from yolokit.apps.train import preview, TrainConfig
+    monkeypatch.setenv('YOLOKIT_ROOT', str(root))
+    before = sorted((root/'runs').glob('*')) if (root/'runs').exists() else []
+    picture, figure = preview(TrainConfig(stage='baseline', **SHORT), 8)
+    assert picture.shape == (3*96, 3*160, 3) and picture.std() > 20 and 'BPR' in figure.axes[0].get_title()
+    assert (sorted((root/'runs').glob('*')) if (root/'runs').exists() else []) == before

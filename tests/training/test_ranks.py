@@ -343,7 +343,8 @@ def obj(required=(), **props):
     return dict(type='object', properties=props, required=list(required), additionalProperties=False)
 def many(item): return dict(type='array', items=item, minItems=1)
 AMOUNTS = dict(type='object', additionalProperties=dict(type=['string', 'integer']))
-POD = obj(terminationGracePeriodSeconds=dict(type='integer', minimum=1),
+GROUP = obj(runAsUser=dict(type='integer'), runAsNonRoot=dict(type='boolean'), fsGroup=dict(type='integer'))
+POD = obj(securityContext=GROUP, terminationGracePeriodSeconds=dict(type='integer', minimum=1),
           containers=many(obj(('name',), name=TEXT, env=many(obj(('name',), name=TEXT, value=TEXT)),
                               volumeMounts=many(obj(('name', 'mountPath'), name=TEXT, mountPath=TEXT)))),
           volumes=many(obj(('name',), name=TEXT, persistentVolumeClaim=obj(('claimName',), claimName=TEXT),
