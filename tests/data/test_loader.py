@@ -1,6 +1,6 @@
 """What the loader promises across processes: the same batches, clear errors, no orphans."""
 from dataclasses import replace
-import hashlib, os, signal, subprocess, sys, time
+import ctypes, hashlib, os, signal, subprocess, sys, time
 import numpy as np
 import pytest
 import torch
@@ -8,7 +8,7 @@ from yolokit.core import images
 from yolokit.core.images import ImageError
 from yolokit.data.table import Table
 from yolokit.data.augment import Augment
-from yolokit.data.loader import Loader, LoaderError
+from yolokit.data.loader import Loader, LoaderError, tuned_malloc
 
 FULL = Augment(mosaic=.8, mixup=.3, hsv_h=.015, hsv_s=.7, hsv_v=.4, degrees=5, translate=.2, scale=.5, shear=2,
                flipud=.2, fliplr=.5, close_mosaic=1)
@@ -215,3 +215,25 @@ def test_a_forked_process_that_forgot_its_loader_still_ends(table):
     gone = not p.is_alive()
     p.kill()
     assert gone and p.exitcode == 0
+
+
+class _Mallinfo2(ctypes.Structure):
+    _fields_ = [(n, ctypes.c_size_t) for n in 'arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks '
+                                              'keepcost'.split()]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'mallinfo2'), reason='a C library without mallinfo2')
+def test_malloc_is_as_it_was_after_a_training():
+    "A map of 64 MB of its own, from the heap while the block runs, and of its own again: a kernel lives on."
+    libc = ctypes.CDLL(None)
+    libc.mallinfo2.restype, libc.malloc.restype, libc.free.argtypes = _Mallinfo2, ctypes.c_void_p, [ctypes.c_void_p]
+    def maps():
+        before, p = libc.mallinfo2().hblks, libc.malloc(ctypes.c_size_t(2**26))
+        after = libc.mallinfo2().hblks
+        libc.free(p)
+        return after - before
+    assert maps() == 1
+    with tuned_malloc(): assert maps() == 0
+    assert maps() == 1
+    with pytest.raises(ZeroDivisionError), tuned_malloc(): 1/0
+    assert maps() == 1
