@@ -2,8 +2,8 @@
 
     python bench/large.py [boxes ...] [--folder FOLDER]    # 14,610,229 boxes on 1,743,042 pictures; or a curve
 
-Each size runs in a process of its own: wall seconds, CPU seconds, the peak of memory so far without that of the imports,
-and what the table itself keeps. The csv has two columns more than Open Images', the size of the picture, because the
+Each size runs in a process of its own: wall seconds, CPU seconds, the peak of memory so far and what is kept, both
+without the imports. The csv has two columns more than Open Images', the size of the picture, because the
 pictures are not there.
 """
 import argparse, json, resource, shutil, subprocess, sys, tempfile, time
@@ -39,7 +39,8 @@ def make(folder: Path, boxes: int) -> None:
             kind = (600*g.random(n)**3).astype(int)
             at, wh, flags = g.uniform(0, .7, (n, 2)), g.uniform(.02, .3, (n, 2)), g.random((n, 5)) < .1
             box = np.round(np.stack([at[:, 0], at[:, 0] + wh[:, 0], at[:, 1], at[:, 1] + wh[:, 1]], 1), 6)
-            rows = zip(image.tolist(), kind.tolist(), box.tolist(), flags.astype(int).tolist(), sizes[image % 4].tolist())
+            columns = image, kind, box, flags.astype(int), sizes[image % 4]
+            rows = zip(*(c.tolist() for c in columns))
             f.writelines(f'{i*2654435761 % 2**64:016x},xclick,/m/0{k:03d}x,1,{b[0]},{b[1]},{b[2]},{b[3]},'
                          f'{o[0]},{o[1]},{o[2]},{o[3]},{o[4]},{s[0]},{s[1]}\n' for i, k, b, o, s in rows)
 
@@ -78,7 +79,8 @@ if __name__ == '__main__':
         folder = (a.folder or Path(tempfile.mkdtemp()))/str(n)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder/'adapter.yaml').exists(): make(folder, n)
-        done = subprocess.run([sys.executable, __file__, '--measure', '--folder', folder], capture_output=True, text=True)
+        command = [sys.executable, __file__, '--measure', '--folder', folder]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode: sys.exit(done.stderr)
         d = json.loads(done.stdout.splitlines()[-1])
         print(f'{d.pop("boxes"):,} boxes, {d.pop("images"):,} pictures')
