@@ -240,6 +240,18 @@ def test_yaml_records_and_decimal_commas(tmp_path):
     assert (tmp_path/'c2/표.csv').read_bytes().decode('cp949').splitlines()[1] == 'a.jpg;차;5,75;6;24,5;34'
 
 
+@pytest.mark.parametrize('x0, moved', [('5.5', '6.5'), ('5,5', '6,5')])  # as a spreadsheet saves it in Seoul, in Berlin
+def test_tables_saved_with_semicolons(tmp_path, x0, moved):
+    text = 'filename;width;height;class;xmin;ymin;xmax;ymax\na.jpg;64;48;"a;b";{};6;30;40\n'
+    p = save(tmp_path/'s/train/_annotations.csv', text.format(x0))
+    t = read(tmp_path/'s')
+    assert (t.extra['format'], t.names, t.xyxy.tolist()) == ('tf-csv', ['a;b'], [[5.5, 6, 30, 40]])
+    write(t, tmp_path/'again', 'tf-csv')
+    assert (tmp_path/'again/train/_annotations.csv').read_bytes() == p.read_bytes()
+    write(t.with_columns(x0=t.boxes['x0'] + 1), tmp_path/'moved', 'tf-csv')
+    assert (tmp_path/'moved/train/_annotations.csv').read_text() == text.format(moved)
+
+
 def test_class_lists_beside_the_records(tmp_path):
     save(tmp_path/'k/_annotations.txt', 'a.jpg 5,6,30,40,1\n')
     save(tmp_path/'k/_classes.txt', 'dog\ncat\n')

@@ -10,7 +10,7 @@ __all__ = ['JSON_SPACE', 'AnnotationFile', 'open_annotation', 'scan_json_value',
 # %% ../../nbs/data/18_adapters.ipynb #bc902b6b
 import fnmatch, json, os, re
 import xml.etree.ElementTree as ET
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from xml.parsers import expat
@@ -880,6 +880,13 @@ def declared_size(values, # width and height, as the source has them
         raise FormatError(where, f'size {v[0]:g} x {v[1]:g}', 'Width and height are pixels.')
     return [max(int(x), 0) for x in v]
 
+# %% ../../nbs/data/18_adapters.ipynb #06b96f4e
+def _as_saved(text: str, A: _Adapter) -> _Adapter: # A itself, but for semicolons
+    "The description of a table that an office program saved with semicolons, perhaps with decimal commas."
+    head = text[:text.find('\n')]
+    if A.kind != 'csv' or A.separator != ',' or ',' in head or ';' not in head: return A
+    return replace(A, separator=';', decimal=',' if re.search(r';-?\d+,\d', text) else '.')
+
 # %% ../../nbs/data/18_adapters.ipynb #0450c641
 def record_files(root: Path, # a folder, or one file
                  A: _Adapter) -> list[Path]:
@@ -902,6 +909,7 @@ def has_shape(p: Path, A: _Adapter) -> bool:
         with open_regular(p) as f: data = f.read(1 << 14)
     except OSError: return False
     text = data.decode('utf-8-sig', 'ignore')
+    if A.kind == 'csv' and _as_saved(text, A) is not A: text = text.replace(';', ',')
     return not text.strip() or bool(re.match(A.shape, text, re.S))
 
 # %% ../../nbs/data/18_adapters.ipynb #68bb8a9b
@@ -917,6 +925,7 @@ def read_source(s: AnnotationFile, A: _Adapter,
     def set_aside(i, e):
         if odd is None: raise e
         odd.append((i, e))
+    A = _as_saved(s.text, A)
     if A.like: _read_class_file(s, A)
     if A.kind == 'yaml': _yaml_to_json(s, where)
     for v, span, found in _RECORDS[A.kind](s, A, where):
@@ -1526,7 +1535,7 @@ def rewrite_source(s: AnnotationFile, A: _Adapter,
                    images: list, # (row, [box rows]) of those that stay; `place` and `slot` say where they stood
                   ) -> str:
     "The source's text with the table's boxes in it."
-    there = {m['place']: (m, boxes) for m, boxes in images}
+    A, there = _as_saved(s.text, A), {m['place']: (m, boxes) for m, boxes in images}
     groups = {}  # group -> slots
     for k, (a, z, place, kind) in enumerate(s.boxes):
         if place in there or A.kind in ('csv', 'text'): groups.setdefault(_group(A, place, kind), []).append(k)

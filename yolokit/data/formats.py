@@ -235,8 +235,8 @@ def _new_annotations(t: Table, ids: list, image: list, category: list) -> list[d
     "The entries of boxes that came from no record, a column at a time."
     x, y, x1, y1 = (t.boxes[k] for k in ('x0', 'y0', 'x1', 'y1'))
     area, crowd = t.boxes.get('area', np.full(len(t), np.nan)), t.boxes.get('crowd', np.zeros(len(t), bool))
-    w, h = x1 - x, y1 - y
-    area = np.where(np.isnan(area), abs(w*h), area)
+    with np.errstate(over='ignore', invalid='ignore'): w, h = x1 - x, y1 - y; size = abs(w*h)
+    area = np.where(np.isnan(area), size, area)
     columns = [v.tolist() for v in (x, y, w, h, area, crowd.astype(int), t.boxes['score'])]
     out = [dict(id=i, image_id=m, category_id=c, bbox=[x, y, w, h], area=a, iscrowd=k)
            for i, m, c, x, y, w, h, a, k, _ in zip(ids, image, category, *columns)]
