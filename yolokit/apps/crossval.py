@@ -6,7 +6,7 @@
 __all__ = ['CrossvalConfig', 'crossvalidate', 'plot_folds']
 
 # %% ../../nbs/apps/82_crossval.ipynb #0af04524
-import os, time
+import math, os, time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 import numpy as np
@@ -95,6 +95,16 @@ def _train_fold(c: CrossvalConfig, run: Run, k: int) -> Run: # finished
         own |= dict(name=name, data=data, recipe=c.recipe or ('' if c.data else c.stage))
     return train(TrainConfig(**own)).update(fold=k, crossval=run.name)
 
+# %% ../../nbs/apps/82_crossval.ipynb #a77450ee
+def _judged(ap: float) -> float: # nan where there was nothing to judge
+    "COCO's AP."
+    return ap if ap >= 0 else math.nan
+
+def _spread(each: list) -> float: # AP of each fold, nan where it has none -> standard deviation; nan for fewer than two
+    "How far the folds' APs lie apart."
+    known = [v for v in each if not math.isnan(v)]
+    return float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
+
 # %% ../../nbs/apps/82_crossval.ipynb #55e98f8b
 @dataclass
 class _Crossval:
@@ -110,7 +120,7 @@ class _Crossval:
         n = self.numbers
         ends = {k: '{:.3f} to {:.3f}'.format(*n['interval'][k]) for k in METRICS}
         rows = ''.join(f'| {k} | {n[k]:.3f} | {ends[k]} |\n' for k in METRICS)
-        each = ', '.join(f'{v:.3f}' for v in n['folds'])
+        each = ', '.join('nothing to judge' if math.isnan(v) else f'{v:.3f}' for v in n['folds'])
         return (f'{escape_markdown(self.run.name)}: {self.truth.n_images} images, each judged by a detector that has '
                 f'not seen it\n\n'
                 f'| | out of fold | 95 % of the draws |\n|---|---|---|\n{rows}\n'
@@ -123,10 +133,10 @@ def _judge_folds(c: CrossvalConfig, run: Run, t: Table, fold: np.ndarray, done: 
     "Numbers, label errors and the ensemble; all of it into the run's folder."
     truths = [t.keep_images(fold == k) for k in range(c.folds)]
     parts = [read_results(r.folder/'predictions.json', x) for r, x in zip(done, truths)]
-    found, each = join_folds(parts, fold), [coco(x, p)['AP'] for x, p in zip(truths, parts)]
+    found, each = join_folds(parts, fold), [_judged(coco(x, p)['AP']) for x, p in zip(truths, parts)]
     result, interval = coco(t, found), bootstrap_interval(t, found, c.draws, seed=c.seed)
     numbers = {k: result[k] for k in METRICS} | dict(interval={k: interval[k] for k in METRICS}, folds=each,
-                                                     spread=float(np.std(each, ddof=1)))
+                                                     spread=_spread(each))
     findings = rank_label_errors(t, found)
     findings.save(run.folder/'label-errors.json')
     fit_submission(found, None, decimals=3, score_decimals=9).write(run.folder/'out-of-fold.json')
