@@ -219,4 +219,5 @@ def test_every_plot_draws_a_name_as_it_is(made, tmp_path):
         assert len(shown) == len([c for c in part.values() if c['truth']]) + 1, shown
     texts = {x.get_text() for f in figures for x in f.findobj(lambda a: hasattr(a, 'get_parse_math'))}
     assert all(not x.get_parse_math() for f in figures for x in f.findobj(lambda a: hasattr(a, 'get_parse_math')))
+    assert not any('mathdefault' in x for x in texts) # a power of ten on a logarithmic axis
     assert '5$_bill_$' in texts and not any('\x1b' in x or '\u202e' in x for x in texts)

@@ -147,7 +147,8 @@ parameters=many(obj(('name', 'parameterType', 'feasibleSpace'), name=TEXT,
                     parameterType=dict(enum=['double', 'int', 'discrete', 'categorical']), feasibleSpace=SPACE)),
 metricsCollectorSpec=obj(('collector',), collector=obj(('kind',), kind=dict(enum=['StdOut', 'File', 'Push']))),
 trialTemplate=obj(('primaryContainerName', 'trialParameters', 'trialSpec'), primaryContainerName=TEXT,
-                  successCondition=TEXT, failureCondition=TEXT, retain=dict(type='boolean'), trialParameters=many(obj(('name', 'reference'), name=TEXT,
+                  successCondition=TEXT, failureCondition=TEXT, retain=dict(type='boolean'),
+                  trialParameters=many(obj(('name', 'reference'), name=TEXT,
                                                                         reference=TEXT, description=TEXT)),
                   trialSpec=JOB)))
 

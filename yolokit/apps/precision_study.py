@@ -15,6 +15,7 @@ import numpy as np, torch
 from torch import nn
 from ..core.untrusted import escape_markdown
 from ..core import environment
+from ..core.images import plain_log_ticks
 from ..network import zoo
 from ..network.cfg import Cfg
 from ..network.model import Detector, state_hash
@@ -109,6 +110,7 @@ def plot_losses(got: dict): # of arms -> matplotlib Figure
         ax.set_title(title, fontsize=8)
         ax.set_xlabel('step', fontsize=8)
         ax.tick_params(labelsize=7)
+    plain_log_ticks(b)
     a.legend(fontsize=7, frameon=False)
     fig.tight_layout()
     return fig
@@ -220,6 +222,7 @@ def plot_clip_study(c: dict, limit: float): # of clipped -> matplotlib Figure
     ax.set_xlabel('scale', fontsize=8)
     ax.set_ylabel('norm that is stepped with', fontsize=8)
     ax.tick_params(labelsize=7)
+    plain_log_ticks(ax)
     ax.legend(fontsize=7, frameon=False)
     fig.tight_layout()
     return fig

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['image_readers', 'BoxTransform', 'letterbox', 'ImageError', 'read_elsewhere', 'open_image', 'read_bytes', 'image_size',
-           'read_image', 'write_image', 'hangul_font', 'use_hangul_font', 'plot_text', 'class_color', 'draw_dashed',
-           'draw_boxes']
+           'read_image', 'write_image', 'hangul_font', 'use_hangul_font', 'plain_log_ticks', 'plot_text', 'class_color',
+           'draw_dashed', 'draw_boxes']
 
 # %% ../../nbs/core/02_images.ipynb #4967daae
 from dataclasses import dataclass
@@ -270,6 +270,16 @@ def use_hangul_font() -> None:
     name = font_manager.FontProperties(fname=_korean_font()).get_name()
     matplotlib.rcParams['font.family'] = ['DejaVu Sans', name]
     matplotlib.rcParams['text.parse_math'] = False # names of others are no formulas
+
+def plain_log_ticks(*axes) -> None: # of matplotlib
+    "Numbers on logarithmic axes: with `parse_math` off a power of ten would show as the text of its formula."
+    from matplotlib import ticker
+    for axis in (a for ax in axes for a in (ax.xaxis, ax.yaxis) if a.get_scale() == 'log'):
+        low, high = sorted(axis.get_view_interval())
+        if getattr(axis.get_transform(), 'base', 10) == 10:
+            axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high < 300*low else (1,)))
+        axis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f'{v:g}'))
+        axis.set_minor_formatter(ticker.NullFormatter())
 
 def plot_text(text, # of others, such as the name of a class or a file
               most: int = 60, # letters

@@ -13,8 +13,8 @@ import matplotlib.pyplot as plt
 from PIL import Image, ImageDraw
 from matplotlib.figure import Figure
 from ..core.boxes import box_iou, sort_corners
-from ..core.images import (draw_boxes, hangul_font, ImageError, letterbox, plot_text, read_image,
-                                 use_hangul_font)
+from ..core.images import (draw_boxes, hangul_font, ImageError, letterbox, plain_log_ticks, plot_text,
+                                 read_image, use_hangul_font)
 from ..core.files import normalize_name
 from .table import Table
 
@@ -83,6 +83,7 @@ def _sizes(ax, wh, anchors, unit):
         w, h = np.asarray(a, float).reshape(-1, 2).T
         ax.plot(w, h, 'x', color='#d62728', ms=8, mew=2, label='anchors' if i == 0 else None)
     if len(anchors): ax.legend(fontsize=8)
+    plain_log_ticks(ax)
     ax.set(title='size', xlabel=f'width, {unit}', ylabel=f'height, {unit}')
 
 def _classes(ax, table):

@@ -4,13 +4,17 @@
 
 # %% auto #0
 __all__ = ['LeaderboardError', 'params_and_macs', 'detection_settings', 'write_record', 'time_together', 'read_rows',
-           'filter_rows', 'sort_rows', 'markdown', 'csv_text', 'to_html', 'compare', 'recompute']
+           'filter_rows', 'sort_rows', 'markdown', 'csv_text', 'to_html', 'compare', 'compare_figures', 'recompute']
 
 # %% ../../nbs/evaluation/63_leaderboard.ipynb #ca49a323
 import csv, hashlib, io, json, os, re, time
 from glob import glob
 from pathlib import Path
 import numpy as np, torch
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from ..core.boxes import box_iou, sort_corners
+from ..core.images import plot_text
 from ..core.untrusted import escape_csv, escape_html, escape_markdown
 from ..core import environment
 from ..core.files import atomic_write, load_json, project_root, sha256
@@ -19,10 +23,11 @@ from ..core.environment import cpu_name
 from ..network.checkpoints import load_checkpoint
 from ..network.model import Detector
 from ..data.table import Table
+from ..data.viewer import show_predictions
 from ..training import runs
 from ..inference.detect import predict
 from . import metrics
-from .matching import crowd_flags
+from .matching import align_detections, crowd_flags
 from .bootstrap import bootstrap_interval, paired_bootstrap
 from .results import read_results
 from ..cleaning.prepare import open_data
@@ -251,12 +256,17 @@ def _summary_columns(r: dict) -> dict: # column -> text
     return row | {'trained min': show(r['train_seconds'] and r['train_seconds']/60, '{:.1f}'), 'parent': r['parent']}
 
 # %% ../../nbs/evaluation/63_leaderboard.ipynb #1dee0e08
-def markdown(rows: list) -> str:
+def markdown(rows: list, base: str = '', # base: the way to runs/ from where the text stands
+            ) -> str:
     "A table and what its letters mean."
     if not rows: return 'Nothing has been judged yet.'
     cells, esc = [_summary_columns(r) for r in rows], escape_markdown
     row = lambda values: '| ' + ' | '.join(values) + ' |'
-    lines = [row(cells[0]), '|' + '---|'*len(cells[0]), *(row(map(esc, c.values())) for c in cells), '']
+    def linked(c): # the name leads to the run's report, where there is one
+        n, values = c['name'], {k: esc(v) for k, v in c.items()}
+        there = re.fullmatch(r'[\w.+-]+', n) and (runs.runs_folder()/n/'report.ipynb').is_file()
+        return (values | dict(name=f'[{values["name"]}]({base}{n}/report.ipynb)') if there else values).values()
+    lines = [row(cells[0]), '|' + '---|'*len(cells[0]), *(row(linked(c)) for c in cells), '']
     d = _protocol_differences(rows)
     if len(d) > 1: lines.append(f'**Not judged alike:** {len(d)} ways of judging, ranked each for itself.\n')
     lines += [f'- **{k}**{" differs in" if n else ""}: {esc(v)}' for n, (k, v) in enumerate(d.items())]
@@ -388,6 +398,52 @@ def compare(a: str, b: str, # names of rows
                                f'both on one (papermill nbs/leaderboard.ipynb -p run {b} -p data {ja["data"]})')
     different = [(k, ra.get(k), rb.get(k)) for k in _column_names([ra, rb]) if ra.get(k) != rb.get(k)]
     return different, paired_bootstrap(ta, da, db)
+
+# %% ../../nbs/evaluation/63_leaderboard.ipynb #32d44ed4
+def _right_less_wrong(truth: Table, found: Table, i: int, conf: float) -> int:
+    "Boxes of a picture that a detection of their class finds (IoU of one half), less detections that find none."
+    t, d = truth.of(i), found.of(i)
+    d = d[found.boxes['score'][d] >= conf]
+    same = truth.boxes['category'][t][:, None] == found.boxes['category'][d][None]
+    hit = (box_iou(sort_corners(truth.xyxy[t]), found.xyxy[d]) >= .5) & same
+    return int(hit.any(1).sum()) - int((~hit.any(0)).sum())
+
+def _plot_two(names: list, truth: Table, found: list, folder) -> Figure:
+    "Course and classes of two rows; the second dashed and hatched."
+    fig, (a, b) = plt.subplots(1, 2, figsize=(11, 3.2), dpi=75, layout='constrained')
+    for k, (name, d) in enumerate(zip(names, found)):
+        m = runs.read_csv(runs.runs_folder(folder)/name/'metrics.csv')
+        for key, color in (('AP', '#0072b2'), ('AP50', '#d55e00')):
+            if key in m: a.plot(m['step'], m[key], '--' if k else '-', color=color, label=f'{name} {key}')
+        per = {n: c['AP'] for n, c in metrics.coco(truth, d)['per_class'].items() if c['truth']}
+        b.barh(np.arange(len(per)) + .4*k, [max(v, 0) for v in per.values()], .38, label=name,
+               color=('#0072b2', '#e69f00')[k], hatch=('', '//')[k], edgecolor='white')
+        b.set_yticks(np.arange(len(per)) + .2, [plot_text(n, 18) for n in per], fontsize=7)
+    a.set(title='course', xlabel='step', ylim=(0, 1)); b.set(title='AP by class', xlim=(0, 1)); b.invert_yaxis()
+    for ax in (a, b):
+        if ax.get_legend_handles_labels()[1]: ax.legend(fontsize=7)
+    plt.close(fig)
+    return fig
+
+# %% ../../nbs/evaluation/63_leaderboard.ipynb #aa409e5c
+def compare_figures(a: str, b: str, # names of rows that were judged on the same truth
+                    folder=None, # where runs lie; None: runs
+                    n: int = 2, # pictures
+                    conf: float = .25, # detections below do not count
+                   ) -> list: # of Figures: course and classes, pictures of a, pictures of b
+    "Two rows side by side."
+    (truth, da, _), (_, db, _) = _load_inputs(a, folder), _load_inputs(b, folder)
+    da, db = (align_detections(truth, d) for d in (da, db))
+    first = _plot_two([a, b], truth, [da, db], folder)
+    if not any(truth.images['path']): return [first]
+    gap = np.array([_right_less_wrong(truth, db, i, conf) - _right_less_wrong(truth, da, i, conf)
+                    for i in range(truth.n_images)])
+    rows = np.argsort(-abs(gap), kind='stable')[:n]
+    out = [first]
+    for name, d in ((a, da), (b, db)):
+        out.append(show_predictions(truth, d, conf=conf, rows=rows))
+        out[-1].suptitle(f'{name}: where the two differ most', fontsize=9)
+    return out
 
 # %% ../../nbs/evaluation/63_leaderboard.ipynb #dc9da76e
 def recompute(name: str, # of a row

@@ -171,6 +171,7 @@ def draw_anchors(wh: np.ndarray, # (N, 2) px, boxes
         for w, h in a: ax.bar(w/t, h*t - h/t, w*t - w/t, h/t, align='edge', fill=False, ec='C0', lw=.6)
         ax.set(title=f'{images.plot_text(name)}: BPR {caught.mean():.3f}', xlabel='width, px', xlim=(1, 700),
                ylim=(1, 700))
+        images.plain_log_ticks(ax)
         ax.legend(fontsize=7, loc='lower right')
         if not k: ax.set_ylabel('height, px')
     figure.tight_layout()

@@ -272,6 +272,7 @@ def plot_curves(run: Run) -> Path: # plots/curves.png
         ax.grid(alpha=.3)
         if ax.get_legend_handles_labels()[1]: ax.legend(fontsize=7, frameon=False)
     b.set_ylim(0, 1)
+    images.plain_log_ticks(a)
     fig.tight_layout()
     fig.savefig(run.folder/'plots/curves.png')
     return run.folder/'plots/curves.png'
