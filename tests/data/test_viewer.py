@@ -1,6 +1,7 @@
 "The pictures and the inspector without a browser."
 import json, time, unicodedata
 import cv2, numpy as np, pytest
+from yolokit.core.files import FormatError
 from yolokit.core.images import write_image
 from yolokit.data import faults, viewer
 from yolokit.data.table import from_columns
@@ -235,3 +236,53 @@ def test_the_font_holds_the_letters_of_decomposed_names(lot):
     t = from_columns(lot.images, lot.boxes, [unicodedata.normalize('NFD', '세단(승용차)')] + lot.names[1:])
     glyphs = inspector._used_glyphs(t)
     assert set('세단승용차') <= set(glyphs) and 'font/woff' in inspector._web_font(glyphs)
+
+
+def test_it_opens_on_what_needs_a_person_and_says_how_many_others(lot):
+    f = checks.check(lot)
+    box = inspector.Inspector(lot, f, state='ask')
+    asks = box.shown.rows['state'][:len(box.plan)] == 'ask'
+    assert 0 < len(box) == asks.sum() < len(f) and f'{len(f) - len(box)} others are decided or repaired' in box.html()
+    certain = f.of('missing-image')
+    assert len(inspector.Inspector(lot, certain, state='ask')) == 1   # nothing asks: all are shown, not an empty page
+
+
+def test_every_picture_can_be_browsed_searched_tagged_and_drawn_on(lot, tmp_path):
+    box = inspector.Inspector(lot, checks.check(lot), tmp_path/'lot-decisions.json', reason='picture')
+    assert len(box) == lot.n_images and '<svg' in box.stage() and box.png()[:4] == b'\x89PNG'
+    name = str(lot.images['file'][2])
+    assert [int(box.shown.rows['image'][r]) for r in box.filter('picture', find=name).rows] == [
+        i for i, f in enumerate(lot.images['file']) if name in f]
+    box.tag('night,  흐림 ')
+    other = inspector.Inspector(lot, checks.check(lot), tmp_path/'lot-decisions.json')
+    assert other.tags == {name: ['night', '흐림']} and not (tmp_path/'lot-decisions.json').exists()
+    assert len(other.filter('picture', find='#흐림')) == 1 and len(other.filter('picture', find='#foggy')) == 0
+    with_class = other.filter('picture', name=lot.names[1])
+    assert len(with_class) == len({*lot.boxes['image'][lot.boxes['category'] == 1]})
+    box.edit('new', [1, 2, 30, 40], 0)
+    assert box.decisions[-1]['action'] == 'add' and box.decisions[-1]['file'] == name
+    (tmp_path/'lot-tags.json').write_text('[1]')
+    with pytest.raises(FormatError, match='holds no tags'): inspector.Inspector(lot, checks.check(lot),
+                                                                                tmp_path/'lot-decisions.json')
+
+
+def test_a_picture_stands_beside_what_a_detector_found(lot):
+    found = lot.with_columns(score=np.linspace(.1, .9, len(lot)))
+    box = inspector.Inspector(lot, checks.check(lot), reason='picture', found=found)
+    low = box.near((300, 300))
+    box.least = .95
+    assert not np.array_equal(low, box.near((300, 300))) and 'wrongly found' in box.stage()
+
+
+def test_every_control_has_a_name(lot):
+    W = pytest.importorskip('ipywidgets')
+    box = inspector.Inspector(lot, checks.check(lot), found=lot.with_columns(score=np.ones(len(lot))))
+    def every(w):
+        yield w
+        for c in getattr(w, 'children', ()): yield from every(c)
+    kinds = W.Button, W.Dropdown, W.Text, W.FloatText, W.FloatSlider
+    controls = [w for w in every(box.widget()) if isinstance(w, kinds)]
+    assert len(controls) > 15 and all(w.description for w in controls)
+    assert all(w.tooltip for w in controls if isinstance(w, W.Button))
+    page = box.stage()
+    assert page.count('<img') == page.count('<img alt=') and 'aria-label' in page
