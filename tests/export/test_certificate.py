@@ -54,10 +54,11 @@ def test_every_script_prints_the_detectors_boxes(nano, form, tmp_path):
             got = np.array([line[:5] for line in lines], float)
             assert len(got) == len(want), (target, done.stdout)
             names = [want.names[c] for c in want.boxes['category']]
-            order = lambda b, s, n: np.lexsort((b[:, 1].round(1), b[:, 0].round(1), n))
-            a, b = order(got[:, :4], got[:, 4], [x[5] for x in lines]), order(want.xyxy, want.boxes['score'], names)
-            assert np.abs(got[a, :4] - want.xyxy[b]).max() < .05 and np.abs(got[a, 4] - want.boxes['score'][b]).max() < 2e-4
-            assert [lines[i][5] for i in a] == [names[i] for i in b]
+            told, free = [line[5] for line in lines], list(range(len(got)))
+            for box, score, name in zip(want.xyxy, want.boxes['score'], names):
+                gap = [np.abs(got[k] - [*box, score]).max() + (told[k] != name) for k in free]
+                assert min(gap) < .05, (target, box, score, name)
+                free.pop(int(np.argmin(gap)))
 
 
 def test_the_page_holds_every_runtime(nano, tmp_path):
@@ -76,7 +77,8 @@ def test_the_page_holds_every_runtime(nano, tmp_path):
     assert rows['deepstream']['runtime'] == 'not run'
     assert 'cv2.INTER_AREA' in page and 'above 0.01' in page
     fall = (tmp_path/'deepstream/waterfall.txt').read_text()
-    assert 'frames in the stream muxer' in fall and '(assumed)' in fall and (tmp_path/'deepstream/waterfall.png').stat().st_size
+    assert 'frames in the stream muxer' in fall and '(assumed)' in fall
+    assert (tmp_path/'deepstream/waterfall.png').stat().st_size
 
 
 def test_ap_needs_pictures(nano, tmp_path):
@@ -85,7 +87,8 @@ def test_ap_needs_pictures(nano, tmp_path):
     export_all(c)
     kept = json.loads((tmp_path/'a/certificate.json').read_text())
     assert kept['rows'][1]['ap'] is None and kept['judged'].startswith('No AP')
-    for change, words in ((dict(waterfall=True), 'validation split'), (dict(frames='wide', waterfall=True, data=str(tmp/'data'), to='deepstream'), '1920x1080')):
+    wide = dict(frames='wide', waterfall=True, data=str(tmp/'data'), to='deepstream')
+    for change, words in ((dict(waterfall=True), 'validation split'), (wide, '1920x1080')):
         with pytest.raises(ValueError, match=words):
             export_all(ExportConfig(**vars(c) | dict(out=str(tmp_path/words[:4])) | change))
     few = ExportConfig(weights=str(tmp/'nano.pt'), to='onnx', out=str(tmp_path/'few'), data=str(tmp/'data'), ap=1)

@@ -114,8 +114,8 @@ def test_the_zoo_in_every_runtime(name, tmp_path):
     assert max(worst.values()) <= 1e-4, worst
 
 
-WIDE = NET.replace('width=32', 'width=416') + '[maxpool]\nsize=5\nstride=1\n' + CONV.replace('size=1', 'size=32').replace(
-    'stride=1', 'stride=32') + YOLO
+WIDE = NET.replace('width=32', 'width=416') + '[maxpool]\nsize=5\nstride=1\n'
+WIDE += CONV.replace('size=1', 'size=32').replace('stride=1', 'stride=32') + YOLO
 
 
 def test_pooling_of_wide_maps_is_said():

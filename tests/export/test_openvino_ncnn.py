@@ -26,6 +26,7 @@ def test_ncnn_says_what_it_does_not_have():
 
 
 def test_a_blob_has_one_reader():
-    lines = [line.split() for line in _build_ncnn(Detector(zoo.build('yolov4-tiny', 2).with_size(64, 64)))[0].split('\n')[2:-1]]
+    text, _ = _build_ncnn(Detector(zoo.build('yolov4-tiny', 2).with_size(64, 64)))
+    lines = [line.split() for line in text.split('\n')[2:-1]]
     reads = [b for words in lines for b in words[4:4 + int(words[2])]]
     assert len(reads) == len(set(reads))

@@ -57,7 +57,8 @@ def whole(detector, rgb, config, frames=None): # → list of (x0 y0 x1 y1 score 
     for c, objects in lists.items():
         kept = []
         for o in sorted(objects, key=lambda o: -o[4]):
-            if p['cluster-mode'] == '4' or all(overlap(o, k) <= of(c, 'nms-iou-threshold') for k in kept): kept.append(o)
+            clear = all(overlap(o, k) <= of(c, 'nms-iou-threshold') for k in kept)
+            if clear or p['cluster-mode'] == '4': kept.append(o)
         topk = int(of(c, 'topk'))
         for x1, y1, ow, oh, s in kept[:topk if topk >= 0 else None]:
             x1, y1, ow, oh = (F(float(v)/z) for v, z in ((x1 - F(left), rx), (y1 - F(top), ry), (ow, rx), (oh, ry)))
@@ -101,7 +102,10 @@ PLANTED = dict(padding=dict(maintain_aspect_ratio=0), filter=dict(scaling_filter
                clusters=dict(cluster_mode=4), topk=dict(topk=2), edges=dict(crop_objects_to_roi_boundary=0))
 
 
-@pytest.mark.parametrize('keys, frames', [({}, None), ({}, (320, 180)), *((k, None) for k in PLANTED.values())], ids=str)
+CONFIGURED = [({}, None), ({}, (320, 180)), *((k, None) for k in PLANTED.values())]
+
+
+@pytest.mark.parametrize('keys, frames', CONFIGURED, ids=str)
 def test_the_last_stage_is_the_whole_pipeline(lot, keys, frames, tmp_path):
     d, truth, _ = lot
     config = read_config(bundle(lot, tmp_path, **keys))
@@ -120,7 +124,8 @@ def test_the_first_stage_is_detect(lot):
     d, truth, _ = lot
     got, want = _Judge(d, truth).found(_Way()), detect(d, truth, bs=1, workers=0)
     assert len(got) == len(want)
-    order = lambda t: np.lexsort((t.boxes['x0'].round(2), -t.boxes['score'].round(5), t.boxes['category'], t.boxes['image']))
+    order = lambda t: np.lexsort((t.boxes['x0'].round(2), -t.boxes['score'].round(5), t.boxes['category'],
+                                  t.boxes['image']))
     assert np.abs(got.xyxy[order(got)] - want.xyxy[order(want)]).max() < 1e-2
 
 
@@ -139,6 +144,7 @@ def test_a_planted_setting_is_charged_to_its_own_step(lot, step, tmp_path):
 
 def test_what_is_not_simulated_is_refused(lot, tmp_path):
     config = read_config(bundle(lot, tmp_path))
-    for key, value, words in (('network-mode', '1', 'int8'), ('cluster-mode', '1', 'DBSCAN'), ('offsets', '1;2;3', 'offsets')):
+    for key, value, words in (('network-mode', '1', 'int8'), ('cluster-mode', '1', 'DBSCAN'),
+                              ('offsets', '1;2;3', 'offsets')):
         with pytest.raises(ValueError, match=words):
             _read_way(config | {'property': config['property'] | {key: value}}, 3)
