@@ -1,10 +1,12 @@
 """OpenVINO's and ncnn's files, where the packages are installed. The whole zoo: test_darknets.py (soak)."""
 import pytest
+import torch
 
 from yolokit.network import zoo
 from yolokit.network.cfg import Cfg
 from yolokit.network.model import Detector
 from yolokit.export.bundles import ExportError
+from yolokit.export.lowering import lower_to_darknet
 from yolokit.export.openvino_ncnn import _build_ncnn, to_ncnn, to_openvino
 from test_export import calibrated, some_cfg
 
@@ -30,3 +32,14 @@ def test_a_blob_has_one_reader():
     lines = [line.split() for line in text.split('\n')[2:-1]]
     reads = [b for words in lines for b in words[4:4 + int(words[2])]]
     assert len(reads) == len(set(reads))
+
+
+def test_depthwise_sections_are_lowered():
+    text = ('[net]\nwidth=32\nheight=32\nchannels=3\n[convolutional]\nfilters=8\nsize=3\nstride=2\npad=1\nactivation=leaky\n'
+            '[depthwise]\nbatch_normalize=1\nfilters=8\nsize=3\nstride=1\npad=1\nactivation=leaky\n'
+            '[convolutional]\nfilters=6\nsize=1\nactivation=linear\n[yolo]\nmask=0\nanchors=5,6\nclasses=1\nnum=1\n')
+    d = Detector(Cfg(text, 'd.cfg')).eval()
+    plain, _ = lower_to_darknet(d)
+    x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert [s.type for s in plain.cfg.sections] == ['net', *['convolutional']*3, 'yolo']
+    assert (d(x)[0] - plain.eval()(x)[0]).abs().max() < 1e-5

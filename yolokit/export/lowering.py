@@ -61,6 +61,7 @@ def _nodes_of(detector: Detector) -> list: # of _Node, in the cfg's order
         n = _Node(l.type, keys, inputs, l.in_shapes, l.shape, l.section.line)
         if isinstance(m, Conv):
             _conv_node(n, l.section, m)
+            if n.kind == 'depthwise': n.kind, n.groups = 'convolutional', m.conv.groups
             n.keys = {k: v for k, v in n.keys.items() if k not in _GEOMETRY}
         elif isinstance(m, Connected): _connected_node(n, m)
         else: n.state = {k: t.detach().double() if t.is_floating_point() else t for k, t in m.state_dict().items()}

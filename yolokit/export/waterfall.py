@@ -38,12 +38,12 @@ class _Way:
     topk: tuple | None = None      # most objects, a class
     edges: int | None = None       # crop-objects-to-roi-boundary
 
-# %% ../../nbs/export/71c_waterfall.ipynb #e312c770
+# %% ../../nbs/export/71c_waterfall.ipynb #73646087
 _PIXELS = 6                        # fields before the network's rows
 # field: (what it is called, is its source open, how it is won back: key, value of a _Way)
 _STEPS = dict(
     frames=('frames in the stream muxer', False, 'width, height of the muxer = those of the frames', None),
-    padding=('padding', True, 'maintain-aspect-ratio=1, symmetric-padding=1', (1, 1)),
+    padding=('padding', True, '', None),
     filter=('scaling filter', False, 'scaling-filter=1', 'linear'),
     factor=('scale of the pixels', True, 'net-scale-factor=0.00392156862745098', 1/255),
     colours=('order of the colours', True, 'model-color-format=0', 0),
@@ -227,10 +227,11 @@ class _Judge:
             self.seen[way] = coco(self.truth, t.keep((b[:, 2:] >= b[:, :2]).all(1)))['AP']
         return self.seen[way]
 
-# %% ../../nbs/export/71c_waterfall.ipynb #a635022a
+# %% ../../nbs/export/71c_waterfall.ipynb #7236854c
 def _won_back(way: _Way) -> list: # of (text, _Way)
     "The same pipeline with one setting changed for the better."
-    out = []
+    out = [(f'maintain-aspect-ratio={k}, symmetric-padding={m}', replace(way, padding=(k, m)))
+           for k, m in ((1, 1), (1, 0), (0, 0)) if (k, m) != way.padding]
     for name, (_, _, text, value) in _STEPS.items():
         if not text: continue
         n = len(way.threshold)
