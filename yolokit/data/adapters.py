@@ -1364,7 +1364,8 @@ def _box_values(b: dict, d: dict, A: _Adapter, w, h) -> dict: # path -> value
     fill = {p: shape.get(v, v) if isinstance(v, str) else v for p, v in d['fill'].items()}
     own = dict(score=b.get('score', np.nan), id=b.get('id'), crowd=int(b.get('crowd') or 0))
     more = {d[k]: _encode_like(v) for k, v in own.items() if k in d and v is not None and v == v}
-    more |= {p: v for k, p in d['columns'].items() if (v := b.get(k)) is not None}
+    flag = int if A.kind not in ('json', 'jsonl', 'yaml') else bool # a text holds 0 and 1, not Python's words
+    more |= {p: flag(v) if isinstance(v, bool) else v for k, p in d['columns'].items() if (v := b.get(k)) is not None}
     new_values = {p: v if isinstance(v, list) else _encode_like(v) for p, v in new.items()}
     return {p: new[p] for p in (d['class'],) if p in new} | fill | new_values | more
 
