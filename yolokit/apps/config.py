@@ -125,7 +125,8 @@ class DetectConfig:
 def detect_options(c: DetectConfig) -> dict:
     "What a config asks of `detect`."
     names = 'conf iou max_det bs mode dtype workers tta tile multi_label agnostic compiled'.split()
-    how = dict(size=(c.width, c.height), most=getattr(c, 'frames', 0)) | {k: getattr(c, k) for k in names}
+    video = dict(most=getattr(c, 'frames', 0), seconds=getattr(c, 'seconds', 0.))
+    how = dict(size=(c.width, c.height), **video) | {k: getattr(c, k) for k in names}
     return how | dict(compiled=c.compiled or c.runtime == 'compiled')
 
 # %% ../../nbs/apps/79_config.ipynb #25048dc7
@@ -154,6 +155,7 @@ _MANY = 500 # pictures from which on a comparison of runtimes, some seconds, is 
 def run_detect(c: DetectConfig, detector: Detector,
                images, # Table, video or camera, see `detect`
                log=None, # file that gets the progress too
+               each=None, # of a video: called with every frame, see `detect`
               ) -> Table:
     "Detections as a config asks: here or in processes, by its runtime."
     other = make_runtime(detector, c.runtime) # DetectError for one that is not here
@@ -166,7 +168,7 @@ def run_detect(c: DetectConfig, detector: Detector,
     if many and plain and device(c.device).type == 'cpu':
         size = tuple(a or b for a, b in zip(how['size'], detector.size))
         log_line(propose_runtime(detector, size), log)
-    if not (c.gpus or c.rectangles): return detect(other, images, log=log, **how)
+    if not (c.gpus or c.rectangles): return detect(other, images, log=log, each=each, **how)
     parent = resolve_path(c.out) if c.out else runs_folder()
     make = f'yolokit.export.runtime:make_runtime:{c.runtime}' if c.runtime in ('onnx', 'openvino') else ''
     return detect_in_parts(detector, images, parent, c.gpus, rectangles=c.rectangles, runtime=make, log=log, **how)

@@ -14,6 +14,7 @@ from ..network.model import Detector
 from ..data.table import Table
 from ..inference.detect import DetectError, to_image_table
 from ..export.bundles import EXPORT_TARGETS, to_darknet, to_onnx, write_text
+from ..evaluation.thresholds import read_thresholds
 from ..export.deepstream import to_deepstream
 from ..export.openvino_ncnn import to_ncnn, to_openvino
 from ..export.certificate import certify
@@ -40,7 +41,7 @@ class ExportConfig:
     conf: float = .25        # DeepStream, and form nms: least score
     iou: float = .45         # overlap allowed inside a class
     max_det: int = 300       # objects: a frame (nms), a class (DeepStream)
-    per_class: str = ''      # DeepStream: least scores of single classes, such as car=.4, bus=.6
+    per_class: str = ''      # DeepStream: least scores of single classes: car=.4, bus=.6, or a thresholds.json
     images: str = ''         # folder or file to verify on; empty: two scenes of the embedded set
     data: str = ''           # folder whose validation split every file is judged on; empty: the run's
     ap: int = 500            # most pictures of it; 0: no AP
@@ -61,11 +62,9 @@ def _resized(detector: Detector,
     return d.eval()
 
 # %% ../../nbs/apps/87_export.ipynb #55223df4
-def _class_scores(text: str) -> dict: # class name → score
-    "'car=.4, bus=.6' read; ValueError where it is not that."
-    parts = [t.rpartition('=') for t in text.split(',') if t.strip()]
-    try: return {name.strip(): float(value) for name, _, value in parts}
-    except ValueError: raise ValueError(f'per_class={text!r}: names and scores, such as car=.4, bus=.6') from None
+def _least_scores(word: str) -> dict: # class name: score
+    "Of `per_class`."
+    return read_thresholds(str(resolve_path(word)) if word.endswith('.json') else word)
 
 # %% ../../nbs/apps/87_export.ipynb #9b2e6f89
 def _validation_pictures(c: ExportConfig, run) -> Table | None: # run: Run or None
@@ -106,7 +105,7 @@ def export_all(c: ExportConfig) -> dict: # target → Export
     one['ncnn'] = lambda f: to_ncnn(detector, f, pictures)
     one['deepstream'] = lambda f: to_deepstream(detector, f, c.via, c.mode, c.precision, c.batch, c.conf, c.iou,
                                                 c.max_det, images=pictures,
-                                                per_class=_class_scores(c.per_class))
+                                                per_class=_least_scores(c.per_class))
     shipped, truth = {t: one[t](out/t) for t in to}, _validation_pictures(c, run)
     certify(shipped, detector, out, truth, c.form, conf=c.conf, iou=c.iou, max_det=c.max_det)
     if c.waterfall: _write_waterfall(c, detector, truth, out/'deepstream')

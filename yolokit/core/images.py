@@ -148,6 +148,10 @@ def _opened(path, # picture
     except (OSError, ValueError, MemoryError) as e: # a ValueError: a zero byte in the name
         raise ImageError(f'{path}: cannot be opened: {getattr(e, "strerror", None) or e}') from None
 
+# %% ../../nbs/core/02_images.ipynb #7f0e30c2
+_MOST_PIXELS = 1 << 30 # OpenCV's limit; Pillow would refuse at 179 megapixels
+setattr(Image, 'MAX_IMAGE_PIXELS', _MOST_PIXELS//2) # where it warns; it refuses at twice as many
+
 def _header(file, # opened, or BytesIO
             path, # for the message
            ): # (w, h) as stored, format such as 'JPEG', EXIF orientation 1..8
@@ -156,11 +160,15 @@ def _header(file, # opened, or BytesIO
         with Image.open(file) as im:
             # the plain getexif: PNG's own decodes the whole picture to look for a chunk behind it
             size, kind, turn = im.size, im.format, Image.Image.getexif(im).get(0x112, 1)
+    except Image.DecompressionBombError:
+        raise ImageError(f'{path}: a picture of more than {_MOST_PIXELS:,} pixels, the most that OpenCV decodes: cut '
+                         f'it into several') from None
     except Exception as e: # whatever a decoder makes of bytes that are no picture
         what = f'not an image that can be read ({type(e).__name__})'
         raise ImageError(f'{path}: {what}; replace the file or remove it') from None
     if min(size) < 1: raise ImageError(f'{path}: a picture of {size[0]} × {size[1]} pixels; remove it')
-    return size, kind, turn if turn in _EXIF_ORIENTATIONS else 1
+    # a TIFF is turned by Pillow and by OpenCV themselves
+    return size, kind, turn if turn in _EXIF_ORIENTATIONS and kind != 'TIFF' else 1
 
 # %% ../../nbs/core/02_images.ipynb #33f5de28
 image_readers = [] # functions: path -> the bytes, None where the path is not theirs

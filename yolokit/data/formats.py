@@ -15,6 +15,7 @@ from importlib import import_module
 from itertools import count, islice
 from pathlib import Path
 import numpy as np, yaml
+from ..core.boxes import lost_sides
 from ..core.files import (atomic_write, FormatError, guess_split, image_finder, IMAGES, list_files, load_json,
                                 load_yaml, make_linker, merge_json, normalize_name, save_json, to_columns, to_python,
                                 walk_once)
@@ -1347,9 +1348,11 @@ def _truth_boxes(rows: list, # annotations
     if not usual or max(map(abs, flat)) > 1e12: raise ValueError('unusual')
     x, y, w, h = np.array(flat, np.float64).reshape(-1, 4).T
     own = np.empty(len(rows), object); own[:] = ids
-    return dict(image=np.array([image[i] for i in at], np.int64), category=np.array([cat[i] for i in kind], np.int64),
-                x0=x, y0=y, x1=x + w, y1=y + h, crowd=np.array(crowd, bool), area=np.array(area, np.float64),
-                id=own, origin=[f'{where}#{str(i)[:40]}' for i in ids])
+    xyxy = np.stack([x, y, x + w, y + h], 1)
+    return dict(zip(('x0', 'y0', 'x1', 'y1'), xyxy.T), image=np.array([image[i] for i in at], np.int64),
+                category=np.array([cat[i] for i in kind], np.int64), crowd=np.array(crowd, bool),
+                area=np.array(area, np.float64), id=own, origin=[f'{where}#{str(i)[:40]}' for i in ids],
+                **lost_sides(xyxy, w, h))
 
 # %% ../../nbs/data/22_formats.ipynb #9d3ae710
 @gc_paused()

@@ -13,6 +13,7 @@ from collections import Counter
 from itertools import chain
 from pathlib import Path
 import numpy as np, yaml
+from ..core.boxes import lost_sides
 from ..core.untrusted import open_regular, read_regular
 from ..core.files import (IMAGES, MEDIA_DIRS, FormatError, guess_split, image_finder, list_files, load_data_yaml,
                                 normalize_name, parse_floats, read_text, to_columns)
@@ -58,14 +59,18 @@ def _parse_id(v, where): # the id as it is
     return v
 
 # %% ../../nbs/data/21_layouts.ipynb #45074bd6
+def _lvis_name(m: dict): # -> str; '' where there is none
+    "LVIS names no file: it is the end of the address, behind its split's folder."
+    return '/'.join(str(m.get('coco_url') or '').rsplit('/', 2)[-2:])
+
 def _coco_image(m: dict, at: str, # a record; where, for messages
                 s: AnnotationFile, base: str, seen: set, find) -> dict: # base: the json's folder; seen: ids, added to
     "The row of one image."
-    if not isinstance(m, dict) or 'id' not in m or not m.get('file_name'):
+    if not isinstance(m, dict) or 'id' not in m or not (name := m.get('file_name') or _lvis_name(m)):
         raise FormatError(at, f'found {str(m)[:60]}', 'An image needs `id` and `file_name`.')
     if _parse_id(m['id'], at) in seen:
         raise FormatError(at, f'id {m["id"]!r} is there twice', 'Number the images so that each id is unique.')
-    file, look = file_name(m['file_name'], at, base)
+    file, look = file_name(name, at, base)
     if 'link' in m: look = file_name(m['link'], at, base)[1]  # where `prepare.prepare` put the image
     w, h = declared_size([m.get('width'), m.get('height')], at)
     split, path = guess_split(str(m.get('split', s.split))), find(look, base)
@@ -116,8 +121,8 @@ def _coco_row(a: dict, # annotation
     score, area = parse_floats(values, at, 'Score and area are numbers.')
     crowd, id = a.get('iscrowd') or 0, a.get('id')
     if crowd not in (0, 1): raise FormatError(at, f'iscrowd {str(crowd)[:40]!r}', 'It is 0 or 1.')
-    return dict(category=cat[a['category_id']], x0=x0, y0=y0, x1=x1, y1=y1, score=score, crowd=bool(crowd), area=area,
-                id=None if id is None else _parse_id(id, at), origin=at)
+    return dict(category=cat[a['category_id']], x0=x0, y0=y0, x1=x1, y1=y1, w=np.nan, h=np.nan, score=score,
+                crowd=bool(crowd), area=area, id=None if id is None else _parse_id(id, at), origin=at)
 
 # %% ../../nbs/data/21_layouts.ipynb #aef19ede
 def _each_box(rows: list, first: int, # annotations; the number of the first
@@ -153,13 +158,13 @@ def _usual_boxes(rows: list, first: int, where: str, row: dict, cat: dict) -> di
     with np.errstate(over='ignore', invalid='ignore'): x1, y1 = x + w, y + h
     text = lambda v: np.fromiter(v, object, len(rows))
     return dict(image=np.array([row[i] for i in at]), category=np.array([cat[i] for i in kind]), x0=x, y0=y, x1=x1,
-                y1=y1, score=np.array(score, np.float64), crowd=np.array(crowd, bool),
+                y1=y1, w=w, h=h, score=np.array(score, np.float64), crowd=np.array(crowd, bool),
                 area=np.array(area, np.float64), id=text(ids), origin=text(f'{where}#{str(i)[:40]}' for i in ids),
                 slot=np.arange(first, first + len(rows)))
 
 # %% ../../nbs/data/21_layouts.ipynb #e3fc77e4
 _PART = 1 << 14
-_COCO_COLUMNS = 'image category x0 y0 x1 y1 score crowd area id origin slot'.split()
+_COCO_COLUMNS = 'image category x0 y0 x1 y1 w h score crowd area id origin slot'.split()
 
 def coco_boxes(d: dict, # parsed json; its annotations are gone afterwards
                s: AnnotationFile, # gets what was read, and the list of annotations that are not in the table
@@ -178,13 +183,15 @@ def coco_boxes(d: dict, # parsed json; its annotations are gone afterwards
         parts.append(new)
         every[k:k + _PART] = [None]*len(rows)
     out = {k: np.concatenate([p[k] for p in parts]) for k in _COCO_COLUMNS}
+    w, h = (out.pop(k).astype(float) for k in 'wh')
+    corners = np.stack([out[k] for k in ('x0', 'y0', 'x1', 'y1')], 1).astype(float)
     s.read |= {k: v.copy() for k, v in out.items() if k not in ('image', 'id', 'origin')}
     ids = {k: i for i, k in cat.items()}
     s.read |= dict(annotations=len(every), ids=ids if len(ids) == len(cat) else {})
     s.top['aside'] = [i for i, _ in aside]
     if n := sum(lost for _, lost in aside):
         log_line(f'{where}: {n} annotations name an image that is not there; they are set aside and written back.')
-    return out
+    return out | (lost_sides(corners, w, h) if np.isfinite(w).all() else {})
 
 # %% ../../nbs/data/21_layouts.ipynb #073f55cf
 def _real_categories(d: dict, where: str) -> list: # d: parsed json

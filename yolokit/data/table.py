@@ -27,6 +27,7 @@ _BOX_COLUMNS = dict(
     score=(np.float64, np.nan), # nan: ground truth
     # the following only where the source has them:
     crowd=(bool, False), area=(np.float64, np.nan), # COCO's; nan unknown
+    w=(np.float64, np.nan), h=(np.float64, np.nan), # sides in the file, where x1 - x0 does not give them
     id=(object, None), origin=(object, ''), # 'file:line' or 'file#annotation'
     slot=(np.int64, -1), # which record of its file it is; -1 none
     angle=(np.float64, np.nan)) # degrees by which it is turned, clockwise; nan upright

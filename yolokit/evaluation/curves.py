@@ -8,10 +8,9 @@ __all__ = ['confidence_curves', 'confusion_matrix', 'plot_confidence', 'plot_con
 # %% ../../nbs/evaluation/59_curves.ipynb #a55027cb
 import numpy as np
 from matplotlib.figure import Figure
-from ..core.boxes import xyxy2xywh
 from ..core.images import plot_text, use_hangul_font
 from ..data.table import Table
-from .matching import (IGNORED, UNMATCHED, align_detections, crowd_flags, matched_truth,
+from .matching import (IGNORED, UNMATCHED, align_detections, coco_xywh, crowd_flags, matched_truth,
                                          pairs_above_iou)
 
 # %% ../../nbs/evaluation/59_curves.ipynb #a82bb789
@@ -42,7 +41,7 @@ def confusion_matrix(truth: Table, detections: Table,
     t, d = truth.keep(~crowd_flags(truth)), found.keep(found.boxes['score'] >= conf)
     i, j = (np.argsort(x.boxes['image'], kind='stable') for x in (t, d))
     ki, kj = t.boxes['image'][i], d.boxes['image'][j]
-    b, a, v = pairs_above_iou(xyxy2xywh(d.xyxy)[j], xyxy2xywh(t.xyxy)[i], kj, ki, np.zeros(len(i), bool), .5)
+    b, a, v = pairs_above_iou(coco_xywh(d)[j], coco_xywh(t)[i], kj, ki, np.zeros(len(i), bool), .5)
     m, of, said = np.zeros((C + 1, C + 1), np.int64), t.boxes['category'][i], d.boxes['category'][j]
     left, right = np.ones(len(i), bool), np.ones(len(j), bool) # not paired yet
     for k in np.lexsort((b, a, -v)).tolist():

@@ -6,8 +6,10 @@
 __all__ = ['ERROR_TYPES', 'classify_errors', 'error_report']
 
 # %% ../../nbs/evaluation/62_errors.ipynb #bafdf186
-import base64, io, re
+import csv, io, re, shutil
 from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import quote
 import numpy as np
 from matplotlib.figure import Figure
 from ..core.untrusted import escape_html
@@ -17,7 +19,7 @@ from ..core.files import atomic_write
 from ..data.table import Table
 from ..data.viewer import show_predictions
 from ..cleaning.gallery import gallery
-from .matching import (UNMATCHED, align_detections, match, Match, mean_valid,
+from .matching import (UNMATCHED, align_detections, coco_xywh, match, Match, mean_valid,
                                          pairs_above_iou, precision_curves)
 
 # %% ../../nbs/evaluation/62_errors.ipynb #76202019
@@ -65,7 +67,7 @@ def _error_types(m: Match, # at .5
     n, wrong, low, high = len(m.row), m.found[0] == UNMATCHED, .1, .5 # IoU of something there, of the right place
     d = np.argsort(m.image, kind='stable')
     g = np.flatnonzero(m.counts)[np.argsort(m.truth_image[m.counts], kind='stable')]
-    i, j, v = pairs_above_iou(xyxy2xywh(found.xyxy)[m.row[d]], xyxy2xywh(truth.xyxy)[g], m.image[d], m.truth_image[g],
+    i, j, v = pairs_above_iou(coco_xywh(found)[m.row[d]], coco_xywh(truth)[g], m.image[d], m.truth_image[g],
                                 np.zeros(len(g), bool), low)
     i, j = d[i], g[j]
     same = m.cls[i] == m.truth_cls[j]
@@ -171,11 +173,14 @@ def _worst_images(e: _Errors,
     bad = np.bincount(e.rows['image'], weight, minlength=e.table.n_images)
     return np.argsort(-bad, kind='stable')[:n][np.sort(-bad)[:n] < 0]
 
-def _figure_html(fig: Figure) -> str: # an HTML image that holds its pixels
-    "A figure inside a page."
-    out = io.BytesIO()
-    fig.savefig(out, format='png')
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">'
+def _figure_html(fig: Figure,
+                 folder: Path, # beside the page, gets the picture
+                 name: str) -> str: # an HTML image
+    "A figure of a page; its pixels lie beside it."
+    folder.mkdir(exist_ok=True)
+    file = folder/f'{len(list(folder.iterdir())):03d} {name}.jpg'
+    fig.savefig(file, pil_kwargs=dict(quality=85))
+    return f'<img alt="" loading="lazy" src="{quote(folder.name)}/{quote(file.name)}">'
 
 # %% ../../nbs/evaluation/62_errors.ipynb #849b997a
 def _anchor_id(kind: str, name: str = '', # of a class
@@ -186,57 +191,81 @@ def _anchor_id(kind: str, name: str = '', # of a class
 def _counts_table(e: _Errors,
                   c: dict, # of error_costs
                  ) -> str: # HTML
-    "Kinds down, classes across; every number a link."
+    "Classes down, kinds across; every number a link."
     t, rows = e.table, ''
     cls = t.boxes['category'][e.rows['box']]
-    shown = np.unique(cls)[:20]
+    shown = np.unique(cls)
     link = lambda k, name, n: f'<td><a href="#{_anchor_id(k, name)}">{n}</a></td>' if n else '<td></td>'
-    for k in ERROR_TYPES:
-        of = e.rows['reason'] == k
-        cells = ''.join(link(k, t.names[x], int((of & (cls == x)).sum())) for x in shown)
-        rows += (f'<tr><th style="text-align:left" title="{ERROR_TYPES[k]}">{k}</th><td>{c[k]["alone"]:.3f}</td>'
-                 f'<td>{c[k]["in turn"]:.3f}</td>{link(k, "", c[k]["n"])}{cells}</tr>')
-    head = ''.join(f'<th>{escape_html(t.names[x])}</th>' for x in shown)
-    return f'<table><tr><th></th><th>alone</th><th>in turn</th><th>all</th>{head}</tr>{rows}</table>'
+    def line(name, cells): return f'<tr><th style="text-align:left">{name}</th>{"".join(cells)}</tr>'
+    for what in ('alone', 'in turn'): rows += line(what, [f'<td>{c[k][what]:.3f}</td>' for k in ERROR_TYPES])
+    rows += line('all', [link(k, '', c[k]['n']) for k in ERROR_TYPES])
+    for x in shown:
+        n = [int(((e.rows['reason'] == k) & (cls == x)).sum()) for k in ERROR_TYPES]
+        rows += line(escape_html(t.names[x]), [link(k, t.names[x], v) for k, v in zip(ERROR_TYPES, n)])
+    head = ''.join(f'<th title="{ERROR_TYPES[k]}">{k}</th>' for k in ERROR_TYPES)
+    return f'<table><tr><th></th>{head}</tr>{rows}</table>'
 
 # %% ../../nbs/evaluation/62_errors.ipynb #407e18a0
 _PAGE_HEAD = ('<!doctype html><meta charset="utf-8"><title>errors</title>'
               '<style>body{{font-family:sans-serif;margin:2em}}'
               'td{{text-align:right;padding:.1em .5em}}img{{max-width:100%}}</style>'
-              '<h1 id="top">AP50 {:.4f}: what is missing</h1>')
+              '<h1 id="top">AP50 {:.4f}: what is missing{}</h1>')
 
 def _gallery_html(e: _Errors, # of one kind
                   kind: str, name: str, # name of a class, or ''
                   n: int, # pictures
+                  folder: Path, # see _figure_html
                  ) -> str: # HTML
     "A heading and its pictures."
     head = kind + (' · ' + escape_html(name) if name else '')
     return (f'<h3 id="{_anchor_id(kind, name)}">{head} <a href="#top">↑</a></h3>'
-            + _figure_html(gallery(e.table, e, n)))
+            + _figure_html(gallery(e.table, e, n), folder, kind))
+
+# %% ../../nbs/evaluation/62_errors.ipynb #d9d465a5
+_SEE = '<p id="{}">{}: see <a href="#{}">{}</a></p>'
+
+def _csv_texts(e: _Errors) -> dict: # classes, pictures: text
+    "The numbers of each class and of each picture."
+    t, m, rows = e.table, e.match, e.rows
+    cls, hits = t.boxes['category'][rows['box']], m.found[0] >= 0
+    def table(what, names, key, truths, found):
+        out = io.StringIO()
+        w = csv.writer(out)
+        w.writerow([what, 'truth', 'found', *ERROR_TYPES])
+        kinds = [np.bincount(key[rows['reason'] == k], minlength=len(names)) for k in ERROR_TYPES]
+        w.writerows(zip(names, *(np.bincount(x, minlength=len(names)) for x in (truths, found)), *kinds))
+        return out.getvalue()
+    return dict(classes=table('class', t.names, cls, m.truth_cls[m.counts], m.cls[hits]),
+                pictures=table('picture', t.images['file'], rows['image'], m.truth_image[m.counts], m.image[hits]))
 
 # %% ../../nbs/evaluation/62_errors.ipynb #754a6347
 def error_report(truth: Table, detections: Table,
                  path, # .html to write
                  n: int = 8, # pictures a gallery
                  most: int = 30, # galleries of single classes
+                 conf: float = 0., # detections that score at least this
                 ) -> tuple: # Errors, costs
-    "What went wrong, as one page with its pictures."
+    "What went wrong, as a page with its pictures beside it, and as csv by class and by picture."
+    path, detections = Path(path), detections.keep(detections.boxes['score'] >= conf)
+    folder = path.with_suffix('')
+    if folder.is_dir(): shutil.rmtree(folder) # the pictures of a page that was there before
     e = classify_errors(truth, detections)
     c, names, cls, body = _error_costs(e), e.table.names, e.table.boxes['category'][e.rows['box']], ''
     for k in ERROR_TYPES:
         of = e.rows['reason'] == k
-        if of.any(): body += f'<h2>{k}: {ERROR_TYPES[k]}</h2>' + _gallery_html(e.keep(of), k, '', n)
+        if of.any(): body += f'<h2>{k}: {ERROR_TYPES[k]}</h2>' + _gallery_html(e.keep(of), k, '', n, folder)
         for x in np.unique(cls[of]):
-            if most > 0: body += _gallery_html(e.keep(of & (cls == x)), k, names[x], n)
-            else:
-                body += (f'<p id="{_anchor_id(k, names[x])}">{k} · {escape_html(names[x])}: '
-                         f'see <a href="#{_anchor_id(k)}">{k}</a></p>')
+            if most > 0: body += _gallery_html(e.keep(of & (cls == x)), k, names[x], n, folder)
+            else: body += _SEE.format(_anchor_id(k, names[x]), escape_html(names[x]), _anchor_id(k), k)
             most -= 1
     worst = _worst_images(e)
     if len(worst):
         shown = show_predictions(truth, align_detections(truth, detections), rows=worst)
-        body += '<h2 id="worst">The worst images</h2>' + _figure_html(shown)
-    page = _PAGE_HEAD.format(c['AP50']) + _figure_html(_plot_costs(c)) + _counts_table(e, c)
+        body += '<h2 id="worst">The worst images</h2>' + _figure_html(shown, folder, 'worst')
+    page = (_PAGE_HEAD.format(c['AP50'], f', detections of at least {conf:.3g}' if conf else '')
+            + _figure_html(_plot_costs(c), folder, 'costs') + _counts_table(e, c))
     page += '<p><a href="#worst">the worst images</a></p>' + body
-    with atomic_write(path) as p: p.write_text(page, encoding='utf-8')
+    texts = {path: page} | {path.with_name(f'{path.stem}-{k}.csv'): text for k, text in _csv_texts(e).items()}
+    for file, text in texts.items():
+        with atomic_write(file) as p: p.write_text(text, encoding='utf-8')
     return e, c

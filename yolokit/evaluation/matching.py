@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['RECALL_THRESHOLDS', 'UNMATCHED', 'IGNORED', 'EvaluateError', 'align_detections', 'coco_tie_ranks', 'input_warnings',
-           'Match', 'pairs_above_iou', 'truth_areas', 'crowd_flags', 'with_unlabelled', 'match', 'matched_truth',
-           'precision_curves', 'mean_valid', 'yolov5_ap']
+           'coco_xywh', 'Match', 'pairs_above_iou', 'truth_areas', 'crowd_flags', 'with_unlabelled', 'match',
+           'matched_truth', 'precision_curves', 'mean_valid', 'yolov5_ap']
 
 # %% ../../nbs/evaluation/58_matching.ipynb #4e6b17e2
 from dataclasses import dataclass, replace
-from pathlib import Path
 import numpy as np
-from ..core.boxes import box_iou_rowwise_coco, ragged_arange, xyxy2xywh
+from ..core.boxes import box_iou_rowwise_coco, ragged_arange, short_xywh
 from ..data.table import Table
+from .results import find_names
 
 # %% ../../nbs/evaluation/58_matching.ipynb #1f2ae2da
 class EvaluateError(ValueError):
@@ -43,18 +43,20 @@ def _check_boxes(table: Table,
 def _rows_in_truth(used: np.ndarray, # rows in the detections' keys
                    known, given, # keys of the truth, of the detections
                    what: str, # 'images' | 'classes', for the message
+                   row: dict | None = None, # where the truth has them; None: looked for
                   ) -> np.ndarray: # (len(given),) rows in the truth's; 0 where not used
     "Where the truth has each key; EvaluateError for keys it does not have."
-    row = {k: i for i, k in enumerate(known)}
+    if row is None: row = {k: i for i, k in enumerate(known)}
     unknown = [given[i] for i in used if given[i] not in row]
     if unknown:
         raise EvaluateError(f'detections: {len(unknown)} {what} the truth does not have: '
-                            f'{", ".join(map(str, unknown[:5]))}. It has {", ".join(map(str, list(row)[:5]))}, … '
+                            f'{", ".join(map(str, unknown[:5]))}. It has {", ".join(map(str, known[:5]))}, … '
                             'Are both of the same data?')
     to = np.zeros(len(given), np.int64)
     for i in used: to[i] = row[given[i]]
     return to
 
+# %% ../../nbs/evaluation/58_matching.ipynb #1e83e765
 def align_detections(truth: Table,
                      detections: Table, # its images found by id, else by file name; its classes by name
                     ) -> Table: # detections as boxes over the truth's images and classes
@@ -63,11 +65,14 @@ def align_detections(truth: Table,
     _check_boxes(detections, 'detections')
     b, tables = detections.boxes, (truth, detections)
     if truth.images['id'] is detections.images['id'] and truth.names == detections.names: return detections
-    used, ids = np.unique(b['image']), [t.images['id'] for t in tables]
-    if not set(ids[1][used]) <= set(ids[0]):  # a folder's ids are its file names
-        ids = [[Path(str(f)).name for f in t.images['file']] for t in tables]
-    image = _rows_in_truth(used, *ids, 'images')
-    category = _rows_in_truth(np.unique(b['category']), truth.names, detections.names, 'classes')
+    used, keys, kinds = np.unique(b['image']), [t.images['id'] for t in tables], [t.names for t in tables]
+    at, last = {v: i for i, v in enumerate(keys[0])}, lambda t, i: str(t.images['file'][i]).rpartition('/')[2]
+    if any(keys[1][i] not in at or last(detections, i) != last(truth, at[keys[1][i]]) for i in used):
+        keys = [[str(f) for f in t.images['file']] for t in tables]
+        at = find_names(truth, [keys[1][i] for i in used])
+    image = _rows_in_truth(used, *keys, 'images', at)
+    if len(set(truth.names)) < len(truth.names): kinds = [list(zip(t.category_ids, t.names)) for t in tables]
+    category = _rows_in_truth(np.unique(b['category']), *kinds, 'classes')
     new = dict(image=image[b['image']], category=category[b['category']])
     return Table.make(truth.images, b | new, truth.names, truth.category_ids)
 
@@ -110,6 +115,17 @@ def input_warnings(truth: Table, detections: Table) -> list: # of sentences
         if len(rows):
             said.append(f'{len(rows)} {what} are there twice and count twice, the first: {_describe_box(t, rows[0])}')
     return said
+
+# %% ../../nbs/evaluation/58_matching.ipynb #b54a8e54
+def coco_xywh(t: Table) -> np.ndarray: # (N, 4) x y w h
+    "Boxes with the sides that their file had, wherever these still lead to the corners."
+    xyxy = t.xyxy
+    out = short_xywh(xyxy)
+    for k, side in ((0, t.boxes.get('w')), (1, t.boxes.get('h'))):
+        if side is None: continue
+        same = xyxy[:, k] + side == xyxy[:, 2 + k]
+        out[same, 2 + k] = side[same]
+    return out
 
 # %% ../../nbs/evaluation/58_matching.ipynb #44c6d33c
 _IOU_THRESHOLDS = np.linspace(.5, .95, 10)
@@ -170,7 +186,7 @@ def _greedy_match(i: np.ndarray, j: np.ndarray, v: np.ndarray, # (P,) pairs and 
 # %% ../../nbs/evaluation/58_matching.ipynb #a3a217d0
 def truth_areas(truth: Table) -> np.ndarray: # (M,) pixels²
     "The areas that decide small, medium, large: as annotated (of a mask, mostly), else width × height."
-    xywh = xyxy2xywh(truth.xyxy)
+    xywh = coco_xywh(truth)
     given = np.asarray(truth.boxes.get('area', np.full(len(truth), np.nan)), float)
     return np.where(np.isnan(given), xywh[:, 2]*xywh[:, 3], given)
 
@@ -202,7 +218,7 @@ def match(truth: Table,
     "Match as COCO does (cocoeval.py: evaluateImg)."
     M, truth = len(truth), with_unlabelled(truth)
     t, b, C, ious, crowd = truth.boxes, detections.boxes, len(truth.names), np.atleast_1d(ious), crowd_flags(truth)
-    d, g = xyxy2xywh(detections.xyxy), xyxy2xywh(truth.xyxy)
+    d, g = coco_xywh(detections), coco_xywh(truth)
     outside = lambda a: (a < area[0]) | (a > area[1])
     ignore, gk, dk = crowd | outside(truth_areas(truth)), t['image']*C + t['category'], b['image']*C + b['category']
     go, do = np.argsort(gk, kind='stable'), np.lexsort((-b['score'], dk))

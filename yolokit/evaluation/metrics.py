@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from ..core.untrusted import escape_markdown
-from ..core.boxes import xyxy2xywh
 from ..core.images import class_color, plot_text, use_hangul_font
 from ..core.files import atomic_write
 from ..core.environment import available_memory
@@ -23,8 +22,8 @@ from ..data.table import gc_paused, Table
 from ..data.viewer import show_predictions
 from ..data.loader import Loader
 from ..inference.detect import detect_batches
-from .matching import (align_detections, crowd_flags, EvaluateError, input_warnings, mean_valid,
-                                         coco_tie_ranks, truth_areas, with_unlabelled)
+from .matching import (align_detections, coco_xywh, crowd_flags, EvaluateError, input_warnings,
+                                         coco_tie_ranks, mean_valid, truth_areas, with_unlabelled)
 from .curves import confidence_curves, confusion_matrix, plot_confidence, plot_confusion
 
 # %% ../../nbs/evaluation/60_metrics.ipynb #1b631714
@@ -35,7 +34,7 @@ def _to_coco_dict(table: Table,
                   image_ids: np.ndarray, category_ids: np.ndarray, # (I,), (C,) from 1
                  ) -> dict: # {'images', 'categories', 'annotations'}
     "A table as COCO's programs read it, nothing missing."
-    b, xywh = table.boxes, xyxy2xywh(table.xyxy)
+    b, xywh = table.boxes, coco_xywh(table)
     area = truth_areas(table) if np.isnan(b['score']).all() else xywh[:, 2]*xywh[:, 3]
     crowd, image, category = crowd_flags(table).astype(int), image_ids[b['image']], category_ids[b['category']]
     columns = (image, category, xywh, area, crowd, b['score'])
@@ -125,7 +124,9 @@ def _per_class(e, # COCOeval
     p, r = e.eval['precision'][..., -1][:, :, at], e.eval['recall'][:, at, 0, -1] # (T, R, C, areas), (T, C)
     n = np.bincount(truth.boxes['category'][~crowd_flags(truth)], minlength=len(truth.names)).tolist()
     m, out = np.bincount(found.boxes['category'], minlength=len(truth.names)).tolist(), {}
+    twins = [truth.names.count(n) > 1 for n in truth.names]
     for k, name in enumerate(truth.names):
+        if twins[k]: name = f'{name} ({truth.category_ids[k]})' # two categories of one name
         sizes = {s: mean_valid(p[:, :, k, a]) for s, a in _AREA_RANGES.items()}
         out[name] = dict(AP=mean_valid(p[:, :, k, 0]), AP50=mean_valid(p[0, :, k, 0]), AP75=mean_valid(p[5, :, k, 0]),
                          **sizes, AR100=mean_valid(r[:, k]), truth=n[k], detections=m[k])
@@ -143,7 +144,7 @@ def coco(truth: Table, # boxes with optional columns area, crowd
     with gc_paused():
         if backend != 'ultrafast-pycocotools' or not len(found): rows = _to_coco_dict(found, *ids)
         else:
-            rows = np.column_stack([ids[0][b['image']], xyxy2xywh(found.xyxy), b['score'], ids[1][b['category']]])
+            rows = np.column_stack([ids[0][b['image']], coco_xywh(found), b['score'], ids[1][b['category']]])
             rows = rows.astype(float)
         e = _run_backend(backend, _to_coco_dict(with_unlabelled(truth), *ids), rows)
     r, at = _Result(zip(COCO_METRICS, map(float, e.stats[:12]))), ids[1] - 1

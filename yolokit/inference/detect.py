@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['DetectError', 'is_video', 'frames', 'to_image_table', 'forward_and_decode', 'optimized_copy', 'predict', 'tiles',
-           'detect_batches', 'detect']
+           'detect_batches', 'report_missing', 'detect']
 
 # %% ../../nbs/inference/52_detect.ipynb #9e94b1c2
-import copy, os, time
+import copy, os, signal, tempfile, threading, time
+from contextlib import contextmanager
 from pathlib import Path
 import cv2, numpy as np, torch
 from torch import nn
 from ..core.boxes import clip_boxes
 from ..core.images import BoxTransform, image_size, ImageError, letterbox, read_image
-from ..core.files import IMAGES
+from ..core.files import IMAGES, read_text
 from ..core.console import log_line, progress_bar
+from ..core.download import fetch_into
 from ..network.layers import Conv
 from ..network.model import boxes_of_cells, Detector
 from ..data.table import Table
@@ -22,7 +24,8 @@ from ..data.loader import Batch, Loader
 from .nms import class_nms, nms, NMSResult
 
 # %% ../../nbs/inference/52_detect.ipynb #24329a47
-_VIDEO_SUFFIXES = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm')
+_VIDEO_SUFFIXES = tuple('.avi .m4v .mkv .mov .mp4 .mpeg .mpg .webm .wmv .flv .f4v .asf .ts .mts .m2ts .3gp .3g2 .ogv '
+                        '.vob .mxf .divx .mjpg .mjpeg .h264 .h265 .hevc .264 .265'.split())
 
 class DetectError(ValueError):
     "There is nothing to detect on, or nothing to detect with: says what was looked for, and where."
@@ -32,33 +35,48 @@ def is_video(source, # a video file, a stream's address, a camera's number; else
     "Whether OpenCV's VideoCapture is to open it."
     if isinstance(source, int): return True
     if not isinstance(source, (str, os.PathLike)): return False
-    return Path(source).suffix.lower() in _VIDEO_SUFFIXES or '://' in str(source)
+    suffix = Path(str(source).partition('?')[0]).suffix.lower()
+    return suffix in _VIDEO_SUFFIXES or '://' in str(source) and suffix not in IMAGES
 
 # %% ../../nbs/inference/52_detect.ipynb #cbd1cbe6
 def _video_frames(source, # video file, address, or number of a camera
                   most: int = 0, # stop after so many; 0: at the end, which a camera does not have
+                  seconds: float = 0., # or after so long; 0: at the end
                  ): # yields name, (H, W, 3) uint8 RGB or None, why not
     "The frames of a video; raises DetectError where it has none."
     cap = cv2.VideoCapture(source if isinstance(source, int) else str(source))
     if not cap.isOpened(): raise DetectError(f'{source}: OpenCV cannot open this video or camera')
     name, k = 'camera' if isinstance(source, int) else Path(str(source)).name, 0
+    said, end = int(cap.get(cv2.CAP_PROP_FRAME_COUNT)), time.monotonic() + (seconds or float('inf'))
     try:
-        while (not most or k < most) and cap.grab():
+        while (not most or k < most) and (time.monotonic() < end or not k) and cap.grab():
             ok, bgr = cap.retrieve()
             if ok: yield f'{name}#{k:06d}', cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), ''
             else: yield f'{name}#{k:06d}', None, f'{name}: frame {k} cannot be decoded'
             k += 1
     finally: cap.release()
     if not k: raise DetectError(f'{source}: no frame in this video')
+    if said - k > 1 and not most and not seconds:
+        log_line(f'{name}: it ends after {k} of {said} frames; {said - k} are lost, the file is damaged')
 
 # %% ../../nbs/inference/52_detect.ipynb #22ac3a51
+def _listed(file: Path) -> tuple: # names, paths
+    "The pictures that a list file names, a line each; a relative path is one from the list's folder, or from here."
+    lines = [s for line in read_text(file).splitlines() if (s := line.strip()) and not s.startswith('#')]
+    paths = [p if (p := file.parent/s).exists() else Path(s) for s in lines]
+    if not lines: raise DetectError(f'{file}: no picture is named in it')
+    return lines, paths
+
 def _list_images(images, # folder | image | list of images
                 ) -> tuple: # names below the folder, paths
     "The image files meant; raises DetectError where there is none."
+    if isinstance(images, str) and '://' in images:
+        images = fetch_into(Path(tempfile.mkdtemp()), images)
     if not isinstance(images, (str, os.PathLike)):
         paths = [Path(f) for f in images]
         return [f.as_posix() for f in paths], paths
     p = Path(images)
+    if p.suffix.lower() == '.txt' and p.is_file(): return _listed(p)
     if not p.exists():
         raise DetectError(f'{p}: no such file or folder. Give a folder of images, an image, a video, or a table')
     if not p.is_dir(): return [p.name], [p]
@@ -66,12 +84,13 @@ def _list_images(images, # folder | image | list of images
     if not paths: raise DetectError(f'{p}: no image in it ({" ".join(IMAGES)})')
     return [f.relative_to(p).as_posix() for f in paths], paths
 
+# %% ../../nbs/inference/52_detect.ipynb #03c7b4ea
 def frames(source, # folder | image | list of images | video file | address | number of a camera
-           most: int = 0, # frames of a video, see _video_frames
+           most: int = 0, seconds: float = 0., # of a video, see _video_frames
           ): # yields name, (H, W, 3) uint8 RGB or None, why not
     "Images one after the other, wherever they come from."
     if is_video(source):
-        yield from _video_frames(source, most)
+        yield from _video_frames(source, most, seconds)
         return
     for name, path in zip(*_list_images(source)):
         try: yield name, read_image(path), ''
@@ -250,6 +269,10 @@ def tiles(w: int, h: int, # of the image, pixels
         if n <= side: return [0]
         k = int(np.ceil((n - side)/(side*(1 - overlap)))) + 1
         return np.rint(np.linspace(0, n - side, k)).astype(int).tolist()
+    across = max(1, w/(side*(1 - overlap)))*max(1, h/(side*(1 - overlap)))
+    if side < 32 or across > 2000:
+        raise DetectError(f'tile={side}: {across:,.0f} tiles of a picture of {w} × {h} pixels. Give at least '
+                          f'tile={max(32, int((w*h/2000)**.5/(1 - overlap)) + 1)}')
     return np.array([[x, y, min(x + side, w), min(y + side, h)] for y in starts(h) for x in starts(w)])
 
 def _not_cut_by_window(xyxy: np.ndarray, # (n, 4) found in a window, pixels of the image
@@ -274,7 +297,7 @@ def detect_batches(detector: Detector,
                    **kw, # tta, seconds of `predict`; and of nms
                   ) -> Table: # the table's images, detections for boxes; extra: 'unreadable', 'over_top', 'undecided'
     "Detections of many batches; the detector is left as it came in."
-    left = dict(unreadable=[], over_top=0, undecided=0)
+    left = dict(unreadable=[], over_top=0, undecided=0, full=0)
     quick, most, found = optimized_copy(detector, compiled), full, []
     for batch in batches:
         left['unreadable'] += [(str(table.images['file'][i]), why) for i, why in batch.skipped]
@@ -285,6 +308,7 @@ def detect_batches(detector: Detector,
         kept = predict(quick, x, dtype, **kw).first(len(batch))
         found.append(_to_image_pixels(kept, batch, table))
         for k in ('over_top', 'undecided'): left[k] += sum(getattr(kept, k))
+        left['full'] += sum(map(bool, kept.undecided))
     boxes = {k: np.concatenate([f[k] for f in found]) for k in found[0]} if found else {}
     return Table.make(table.images, boxes, list(detector.names), _category_ids(detector.names, table), left)
 
@@ -295,14 +319,21 @@ def _detect_image(detector: Detector, # ready
                   mode: str = 'letterbox', # see images.MODES
                   tile: int = 0, # side of a tile in pixels of the image; 0: the whole image only
                   iou: float = .6, max_det: int = 300, # of nms, and between tiles
+                  bs: int = 16, # tiles a batch
                   **kw, # dtype, tta; conf, multi_label, agnostic, top of nms
                  ) -> tuple: # (n, 6) x0 y0 x1 y1 score class in pixels of the image, best first; NMSResult
     "Detections on one image."
     h, w = rgb.shape[:2]
     windows = [[0, 0, w, h]] + (tiles(w, h, tile).tolist() if 0 < tile < max(w, h) else [])
     fits = [letterbox(x1 - x0, y1 - y0, *size, mode) for x0, y0, x1, y1 in windows]
-    x = np.stack([f.planes(rgb[y0:y1, x0:x1]) for f, (x0, y0, x1, y1) in zip(fits, windows)])
-    kept, rows = predict(detector, torch.from_numpy(x), iou=iou, max_det=max_det, **kw), []
+    kept, rows = NMSResult(), []
+    kept.over_top, kept.undecided = [], []
+    for k in range(0, len(windows), bs):
+        some = zip(fits[k:k + bs], windows[k:k + bs])
+        x = torch.from_numpy(np.stack([f.planes(rgb[y0:y1, x0:x1]) for f, (x0, y0, x1, y1) in some]))
+        part = predict(detector, x, iou=iou, max_det=max_det, **kw)
+        kept.extend(part)
+        kept.over_top += part.over_top; kept.undecided += part.undecided
     for d, f, (x0, y0, x1, y1) in zip(kept, fits, windows):
         d = _back_and_clip(d, f, x1 - x0, y1 - y0) + [x0, y0, x0, y0, 0, 0]
         rows.append(d[_not_cut_by_window(d[:, :4], (x0, y0, x1, y1), w, h)])
@@ -324,35 +355,77 @@ def _merge_windows(d: np.ndarray, # (n, 6) x0 y0 x1 y1 score class
 def _detect_stream(detector: Detector,
                    source, # folder | image | list | video file | address | number of a camera
                    size: tuple, # (w, h) px of the network's input
-                   most: int = 0, # frames of a video, see _video_frames
+                   most: int = 0, seconds: float = 0., # of a video, see _video_frames
                    compiled: bool = False, # see prepare_for_inference
                    **kw, # of _detect_image
                   ): # yields name, (H, W, 3) uint8 RGB, (n, 6) detections and NMSResult; or name, None, why, None
     "Detections image by image, as they come: for cameras, videos, and whoever cannot wait for the last one."
     quick = optimized_copy(detector, compiled)
-    for name, rgb, why in frames(source, most):
+    for name, rgb, why in frames(source, most, seconds):
         yield (name, rgb, *_detect_image(quick, rgb, size, **kw)) if rgb is not None else (name, None, why, None)
 
 # %% ../../nbs/inference/52_detect.ipynb #0cc866c8
+@contextmanager
+def _until_stopped(endless: bool): # otherwise nothing is different
+    "A stream until a signal, Ctrl-C or SIGTERM: what was seen until then is kept."
+    if not endless: yield; return
+    def stop(*_): raise KeyboardInterrupt
+    main = threading.current_thread() is threading.main_thread() # elsewhere no signal arrives
+    was = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)} if main else {}
+    try: yield
+    except KeyboardInterrupt: log_line('stopped: what was seen so far is kept')
+    finally:
+        for s, f in was.items(): signal.signal(s, f)
+
+# %% ../../nbs/inference/52_detect.ipynb #2dad6a86
 def _stream_to_table(seen, # of _detect_stream
                      names: list, # of the classes
                      table: Table | None = None, # what is looked at, where known; else the images are the stream's
+                     each=None, # called with name, (H, W, 3) RGB, (n, 6) detections of every frame
                     ) -> Table: # as of detect_loader
     "A stream's detections as a table."
-    left = dict(unreadable=[], over_top=0, undecided=0)
+    left = dict(unreadable=[], over_top=0, undecided=0, full=0)
     images, rows = dict(file=[], width=[], height=[]), []
-    for i, (name, rgb, d, kept) in enumerate(seen):
+    def take(i, name, rgb, d, kept):
         h, w = rgb.shape[:2] if rgb is not None else (0, 0)
         for k, v in zip(images, (name, w, h)): images[k].append(v)
-        if rgb is None:
-            left['unreadable'].append((str(table.images['file'][i]) if table is not None else name, d))
-            continue
-        rows.append(np.insert(d, 0, i, axis=1))
-        for k in ('over_top', 'undecided'): left[k] += sum(getattr(kept, k))
+        if rgb is None: left['unreadable'].append((str(table.images['file'][i]) if table is not None else name, d))
+        else:
+            rows.append(np.insert(d, 0, i, axis=1))
+            for k in ('over_top', 'undecided'): left[k] += sum(getattr(kept, k))
+            left['full'] += any(kept.undecided)
+            if each: each(name, rgb, d)
+    with _until_stopped(table is None):
+        for i, one in enumerate(seen): take(i, *one)
     if table is None: table = Table.make(images | dict(id=images['file']), {}, [])
     return Table.make(table.images, _to_columns(rows), list(names), _category_ids(names, table), left)
 
 # %% ../../nbs/inference/52_detect.ipynb #0145a714
+_NUMBERS = dict(conf=(0, 1), iou=(0, 1), max_det=(1, 10**6), bs=(1, 10**5), workers=(0, 1000), tile=(0, 10**6),
+                most=(0, 10**12), seconds=(0, 10**9))
+
+def _check_numbers(**given) -> None:
+    "DetectError for a number that means nothing."
+    for k, v in given.items():
+        low, high = _NUMBERS[k]
+        if not low <= v <= high or k == 'conf' and v == 1:
+            hint = f'; {v:g} percent is {k}={v/100:g}' if high == 1 and 1 < v <= 100 else ''
+            raise DetectError(f'{k}={v}: a number from {low} to {high:,}{" (1 excluded)"*(k == "conf")}{hint}')
+
+def report_missing(found: Table, max_det: int, log) -> None:
+    "What was passed over and what was cut off, in the log; DetectError where nothing could be read."
+    lost, n = found.extra['unreadable'], found.n_images
+    if n and len(lost) == n: raise DetectError(f'none of {n} images could be read, the first: {lost[0][1]}')
+    for _, why in lost: log_line(f'passed over: {why}', log)
+    if full := found.extra.get('full', 0):
+        per = np.bincount(found.boxes['image'], minlength=n)
+        weakest = max((found.boxes['score'][found.of(i)].min() for i in np.flatnonzero(per >= max_det)), default=None)
+        said = '' if weakest is None else f'; what was left out scores at most {weakest:.3g}'
+        log_line(f'max_det={max_det} was reached on {full} of {n} images{said}', log)
+    if over := found.extra.get('over_top', 0):
+        log_line(f'{over:,} candidates were not among the best 30,000 of their image and were not looked at', log)
+
+# %% ../../nbs/inference/52_detect.ipynb #8b2c958b
 def detect(detector: Detector,
            images, # Table | folder | image file | list of image files | video file | number of a camera
            size: tuple | None = None, # (w, h) px of the network's input; None or 0: as its cfg says
@@ -367,20 +440,24 @@ def detect(detector: Detector,
            log=None, # file that gets the progress too
            tta: bool = False, # test-time augmentation, see _tta_predictions
            tile: int = 0, # side of a tile, see _detect_image; 0: whole images only
-           most: int = 0, # frames of a video or camera; 0: all
+           most: int = 0, seconds: float = 0., # frames of a video or camera, or how long; 0: all
+           each=None, # of a video: called with name, (H, W, 3) RGB and (n, 6) detections of every frame
            **kw, # compiled: see prepare_for_inference; multi_label, agnostic, top: see nms
           ) -> Table: # scores, boxes in pixels of each image
     "Detections on images; what cannot be read is reported and skipped; raises DetectError where there is nothing."
+    _check_numbers(conf=conf, iou=iou, max_det=max_det, bs=bs, workers=workers, tile=tile, most=most, seconds=seconds)
+    if dtype not in _DTYPES: raise DetectError(f'dtype={dtype}: choose one of {", ".join(_DTYPES)}')
     size = tuple(a or b for a, b in zip(size or (0, 0), detector.size))
     how = dict(conf=conf, iou=iou, max_det=max_det, dtype=dtype, tta=tta, **kw)
     if device is not None: detector.to(device)
     if members := getattr(detector, 'members', None): # of an Ensemble, chapter 46
-        more = how | dict(bs=bs, mode=mode, workers=workers, log=log, tile=tile, most=most)
+        more = how | dict(bs=bs, mode=mode, workers=workers, log=log, tile=tile, most=most, seconds=seconds)
         return detector.combine([detect(d, images, size, **more) for d in members], max_det)
     if tile or mode.startswith('darknet') or is_video(images):
-        found = _detect_one_by_one(detector, images, size, log, mode=mode, tile=tile, most=most, **how)
+        video = dict(most=most, seconds=seconds, each=each)
+        found = _detect_one_by_one(detector, images, size, log, **video, mode=mode, tile=tile, bs=bs, **how)
     else: found = _detect_with_loader(detector, to_image_table(images), size, bs, workers, mode, log, **how)
-    for _, why in found.extra['unreadable']: log_line(f'passed over: {why}', log)
+    report_missing(found, max_det, log)
     found.extra['detect'] = dict(size=size, mode=mode, tile=tile) | how
     return found
 
@@ -392,12 +469,13 @@ def _detect_with_loader(detector, table: Table, size, bs, workers, mode, log, **
     try: return detect_batches(detector, batches, table, **kw)
     finally: loader.close()
 
-def _detect_one_by_one(detector, images, size, log, most, **kw) -> Table:
+def _detect_one_by_one(detector, images, size, log, most, seconds, each, **kw) -> Table:
     "Image by image: videos, tiles, Darknet's own pixels."
-    if isinstance(images, int) and not most: raise DetectError('a camera has no end: say how many frames (most=)')
+    if isinstance(images, int) and not most and not seconds:
+        log_line('a camera has no end: a signal (Ctrl-C) stops it, or give frames or seconds', log)
     if is_video(images):
-        seen = _detect_stream(detector, images, size, most=most, **kw)
-        return _stream_to_table(progress_bar(seen, desc='detecting', log=log, unit='frame'), detector.names)
+        seen = _detect_stream(detector, images, size, most=most, seconds=seconds, **kw)
+        return _stream_to_table(progress_bar(seen, desc='detecting', log=log, unit='frame'), detector.names, each=each)
     table = to_image_table(images)
     files = [p or f for p, f in zip(table.images['path'], table.images['file'])]
     seen = _detect_stream(detector, files, size, **kw)

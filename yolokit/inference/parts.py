@@ -21,7 +21,8 @@ from ..data.loader import Batch
 from ..data.table import Table
 from ..training.distributed import RankError
 from ..training.launcher import launch, TrainingInterrupted
-from .detect import detect_batches, DetectError, is_video, optimized_copy, to_image_table
+from .detect import (detect_batches, DetectError, is_video, optimized_copy, report_missing,
+                                      to_image_table)
 
 # %% ../../nbs/inference/54_parts.ipynb #85fe3b0b
 def _rectangle(path, size: tuple, # (w, h) px of the network's input
@@ -63,7 +64,7 @@ def _read_part(table: Table, rows: list, shape: tuple, # (w, h) px
 
 
 # %% ../../nbs/inference/54_parts.ipynb #92aa823f
-_LEFT = 'unreadable', 'over_top', 'undecided' # what detect_batches says besides
+_LEFT = 'unreadable', 'over_top', 'undecided', 'full' # what detect_batches says besides
 
 def _write_part(path: Path, found: Table) -> None:
     "A part's boxes, all of them or nothing."
@@ -158,13 +159,13 @@ def _in_runtime(job: dict, detector: Detector) -> Detector:
 # %% ../../nbs/inference/54_parts.ipynb #4b8b4099
 def _gather(folder: Path, job: dict, table: Table, names: list) -> Table:
     "All parts as one table, in the order of its images."
-    boxes, left = [], dict(unreadable=[], over_top=0, undecided=0)
+    boxes, left = [], dict(unreadable=[], over_top=0, undecided=0, full=0)
     for k in range(len(job['parts'])):
         with np.load(folder/f'{k:06d}.npz') as z:
             said = json.loads(z['left'].tobytes())
             boxes.append({c: z[c] for c in z.files if c != 'left'})
         left['unreadable'] += [tuple(u) for u in said['unreadable']]
-        for c in ('over_top', 'undecided'): left[c] += said[c]
+        for c in _LEFT[1:]: left[c] += said.get(c, 0)
     columns = {c: np.concatenate([b[c] for b in boxes]) for c in boxes[0]} if boxes else {}
     if boxes:
         order = np.argsort(columns['image'], kind='stable') # rectangles come shape by shape
@@ -233,7 +234,8 @@ def detect_in_parts(detector: Detector,
                    ) -> Table:
     "`detect`, by any number of processes, going on where it was stopped; the same table to the last bit."
     how = dict(mode='letterbox', workers=2) | how
-    if how.pop('most', 0) or is_video(images) or how.pop('tile', 0) or how['mode'].startswith('darknet'):
+    other = [how.pop(k, 0) for k in ('most', 'seconds', 'tile')]
+    if any(other) or is_video(images) or how['mode'].startswith('darknet'):
         raise DetectError('gpus and rectangles are for pictures that are looked at as a whole: '
                           'leave them out with a video, tile=, or mode=darknet')
     size, table = tuple(a or b for a, b in zip(size or (0, 0), detector.size)), to_image_table(images)
@@ -247,7 +249,7 @@ def detect_in_parts(detector: Detector,
     _complete(folder, job, detector, table, processes, log)
     found = _gather(folder, job, table, detector.names)
     (folder/'finished').touch()
-    for _, why in found.extra['unreadable']: log_line(f'passed over: {why}', log)
+    report_missing(found, how.get('max_det', 300), log)
     asked = {k: v for k, v in how.items() if k != 'workers'} | (dict(rectangles=True) if rectangles else {})
     found.extra['detect'] = dict(size=size, tile=0) | asked
     return found
