@@ -180,7 +180,8 @@ def test_our_own_check_finds_no_fault_in_it(pairs, tmp_path):
 def test_flags_are_numbers_in_texts(pairs, tmp_path):
     "`difficult` came out as False: VOC's own tools take int() of it."
     convert(ConvertConfig(str(pairs['dota']), 'voc', out=str(tmp_path/'v')))
-    said = {o.findtext('difficult') for f in (tmp_path/'v/Annotations').glob('*.xml') for o in ET.parse(f).iter('object')}
+    records = [ET.parse(f) for f in (tmp_path/'v/Annotations').glob('*.xml')]
+    said = {o.findtext('difficult') for r in records for o in r.iter('object')}
     convert(ConvertConfig(str(tmp_path/'v'), 'dota', out=str(tmp_path/'d')))
     assert said == {'0'} and 'False' not in (tmp_path/'d/train/labelTxt/000001.txt').read_text()
 
