@@ -89,13 +89,13 @@ in which the network waited for pictures: above .2 more `workers`, or prepared s
 def _opening(run: Run) -> str:
     "The first sentence of a report: what learnt what from where, and what came of it."
     i, data, r = run.info, run.info.get('data') or {}, run.info.get('result') or {}
-    of = f'{data["images"]:,} pictures of {data.get("source")}' if data.get('images') else 'pictures'
+    of = f' from the train split of {data["images"]:,} pictures of {data.get("source")}' if data.get('images') else ''
     start = f'the best weights of {i["parent"]}' if i.get('parent') else i.get('start') or 'none'
     begun = 'random weights' if start == 'none' else start
     made = f' for {i["steps"]:,} steps' if i.get('steps') else ''
     came = f' It reached AP {r["AP"]:.3f}, AP50 {r.get("AP50", 0):.3f} on the validation pictures.' if 'AP' in r else ''
-    text = f'{(i.get("network") or {}).get("name") or "A network"}, begun from {begun}, learnt {of}{made}.{came}'
-    return escape_markdown(text)
+    network = (i.get('network') or {}).get('name') or 'A network'
+    return escape_markdown(f'{network}, begun from {begun}, learnt{of}{made}.{came}')
 
 def _class_table(run: Run) -> str: # markdown; '' where nothing was judged
     "AP of each class that has boxes."
