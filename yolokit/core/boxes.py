@@ -32,14 +32,17 @@ def xyxy2xywh(boxes, # (..., 4) x0 y0 x1 y1
 def short_xywh(xyxy: np.ndarray, # (N, 4) x0 y0 x1 y1
               ) -> np.ndarray: # (N, 4) x0 y0 w h
     "Corner and sides: of the sides that lead to the same corners, the ones of fewest decimals."
-    out = xyxy2xywh(xyxy)
+    out, cols = np.empty_like(xyxy), np.ascontiguousarray(xyxy.T)
+    out[:, :2] = xyxy[:, :2]
     for k in (0, 1):
-        left = np.flatnonzero(out[:, 2 + k] % 1)
-        for decimals in (5, 10):
-            near, far, side = xyxy[left, k], xyxy[left, 2 + k], np.round(out[left, 2 + k], decimals)
-            fits = near + side == far
-            out[left[fits], 2 + k] = side[fits]
-            left = left[~fits]
+        near, far = cols[k], cols[2 + k]
+        side = far - near
+        for ten in (1e5, 1e10):
+            short = np.rint(side*ten)/ten
+            fits = near + short == far
+            side = np.where(fits, short, side)
+            if fits.all(): break
+        out[:, 2 + k] = side
     return out
 
 def lost_sides(xyxy: np.ndarray, # (N, 4) x0 y0 x1 y1

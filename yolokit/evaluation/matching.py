@@ -89,13 +89,15 @@ def _duplicate_rows(t: Table,
                    ) -> np.ndarray: # rows of boxes that repeat an earlier row
     "Boxes that are there more than once, to the last digit."
     b = t.boxes
-    key = np.column_stack([b['image'], b['category'], t.xyxy] + [b['score']]*score).astype(np.float64)
+    key = [np.asarray(b[k], np.float64) for k in ('image', 'category', 'x0', 'y0', 'x1', 'y1', 'score')[:6 + score]]
     # a sum of the columns' bits, each multiplied by an odd number: equal rows have equal sums
-    odd = np.array([2**k + 2**(3*k % 61 + 1) + 1 for k in range(7, 7 + 8*key.shape[1], 8)], np.uint64)
-    mixed = (key.view(np.uint64)*odd).sum(1)
-    _, which, n = np.unique(mixed ^ mixed >> 29, return_inverse=True, return_counts=True)
-    maybe = np.flatnonzero(n[which] > 1) # and the few others with equal sums are sorted out exactly
-    _, first = np.unique(key[maybe], axis=0, return_index=True)
+    mixed = sum(v.view(np.uint64)*np.uint64(2**k + 2**(3*k % 61 + 1) + 1) for k, v in zip(range(7, 71, 8), key))
+    mixed ^= mixed >> 29
+    order = np.sort(mixed)
+    twice = order[1:][order[1:] == order[:-1]]
+    if not len(twice): return np.zeros(0, np.int64)
+    maybe = np.flatnonzero(np.isin(mixed, twice)) # and the few others with equal sums are sorted out exactly
+    _, first = np.unique(np.stack([v[maybe] for v in key], 1), axis=0, return_index=True)
     return np.setdiff1d(maybe, maybe[first])
 
 # %% ../../nbs/evaluation/58_matching.ipynb #acc1e555
