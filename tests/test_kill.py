@@ -70,6 +70,22 @@ def test_killed_and_resumed(root): campaign(root, 1, [(2, False)])
 def test_killed_and_resumed_in_full(root): campaign(root, POINTS, WAYS)
 
 
+def test_a_stuck_loader_hears_sigterm(root):
+    "Processes of the loader that are stopped get 5 s: then there is a checkpoint of the last step, and nobody left."
+    log, began = root/'stuck.log', time.monotonic()
+    p = start(root, log, dict(name='stuck', workers=2), faults=[('stuck', 5)], every=1e9, cache=False)
+    while p.exitcode is None and time.monotonic() - began < 60:
+        p.join(.1)
+        if 'step' not in locals() and (root/'runs/stuck/steps.csv').exists(): step = time.monotonic()
+    p.join(1)
+    assert p.exitcode == 1 and gone(p.pid) < 2, log.read_text()[-2000:]
+    assert time.monotonic() - step < 12, 'from its first rows to its end'
+    assert 'stopped by SIGTERM after step' in log.read_text() and 'the processes of the loader hang' in log.read_text()
+    assert sorted(f.stem for f in (root/'runs/stuck/checkpoint').glob('step-*.sha256'))
+    assert run(root, log, dict(victims.TrainConfig(resume='stuck', workers=1).__dict__)) == 0, log.read_text()[-2000:]
+    assert end(root, 'stuck') == end(root, 'whole')
+
+
 TRAIN = Path(__file__).resolve().parents[1]/'nbs/train.ipynb'
 APP = dict(data='squares', network='tiny.cfg', stage='baseline', weights='none', recipe='transfer', bs=4, threads=1,
            workers=1, device='cpu', amp='off', steps=400, every=30)

@@ -1,6 +1,6 @@
 """Trainings that are to be killed, starved or lied to: each in a process of its own, forked from one that has imported
 torch already."""
-import builtins, fnmatch, functools, io, json, math, multiprocessing, os, signal, sys, time, traceback
+import builtins, fnmatch, functools, io, json, math, multiprocessing, os, signal, sys, threading, time, traceback
 from dataclasses import replace
 from pathlib import Path
 import torch
@@ -79,6 +79,14 @@ def worker(n):
     def kill(*a, **kw):
         for p in multiprocessing.active_children(): os.kill(p.pid, signal.SIGKILL)
     wrap(step, 'backward', before=kill, nth=n)
+
+
+def stuck(n):
+    "The loader's processes are stopped at the nth step, and SIGTERM comes a moment later."
+    def stop(*a, **kw):
+        for p in multiprocessing.active_children(): os.kill(p.pid, signal.SIGSTOP)
+        threading.Timer(.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    wrap(optim.EMA, 'update', after=stop, nth=n)
 
 
 def full(pattern, n):
@@ -205,7 +213,7 @@ def ap(value):
 def slow(): wrap(optim.EMA, 'update', before=lambda *a: time.sleep(1), nth=0)
 
 
-FAULTS = dict(worker=worker, full=full, oom=oom, nan=nan, image=image, signal=told, orphan=orphan, slow=slow,
+FAULTS = dict(worker=worker, stuck=stuck, full=full, oom=oom, nan=nan, image=image, signal=told, orphan=orphan, slow=slow,
               shell_gone=shell_gone, nohup=nohup, torch_full=torch_full, ap=ap)
 
 

@@ -6,13 +6,13 @@
 __all__ = ['CompressConfig', 'CompressError', 'batches_of', 'prune_detector', 'cost', 'compress']
 
 # %% ../../nbs/apps/88_compress.ipynb #44a97951
-import itertools, json, os, shutil
+import itertools, os, shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 import torch
 from ..core.untrusted import escape_markdown
 from ..core import environment
-from ..core.files import atomic_write, project_root
+from ..core.files import load_json, project_root, save_json
 from ..core.console import log_line
 from ..network.cfg import Cfg
 from ..network.model import Detector
@@ -247,10 +247,10 @@ def _evaluate_int8(run: Run, d: Detector, runtime, val: Table, file: Path, ms: f
     way['own']['dtype'] = 'int8'
     j = leaderboard.write_record(to, val, dict(data=run.info['data']['folder'], split='val'), to/'predictions.json',
                                  result, way, None, file)
-    info = json.loads(j.read_text(encoding='utf-8'))
+    info = load_json(j)
     info |= dict(network=leaderboard.params_and_macs(d, d.size),
                  latency=dict(ms=round(ms, 2), device=f'{environment.cpu_name()}, ONNX Runtime', threads=1))
-    with atomic_write(j) as p: p.write_text(json.dumps(info, indent=1, ensure_ascii=False), encoding='utf-8')
+    save_json(info, j, seal=True, indent=1)
     return {k: result[k] for k in ('AP', 'AP50')}
 
 # %% ../../nbs/apps/88_compress.ipynb #2026679d

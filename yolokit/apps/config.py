@@ -11,7 +11,8 @@ __all__ = ['ConfigError', 'parse_scalar', 'make_config', 'check_weights', 'resol
 import difflib, math, os, time, typing
 from dataclasses import dataclass
 from pathlib import Path
-from ..core.files import numbered_dir, project_root, resolve_path
+from ..core.untrusted import quote
+from ..core.files import FormatError, numbered_dir, project_root, resolve_path
 from ..core.console import log_line
 from ..core.environment import device
 from ..network.model import Detector
@@ -42,9 +43,9 @@ def parse_scalar(name: str, # for the message
     if kind in (int, float) and not isinstance(value, bool):
         try: number = float(value)
         except (TypeError, ValueError): number = math.nan
-        if math.isfinite(number) and (kind is float or number.is_integer()): return kind(number)
+        if math.isfinite(number) and (kind is float or number.is_integer() and abs(number) < 2**53): return kind(number)
     wanted = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text'}[kind]
-    raise ConfigError(f'parameter {name}: {wanted} is wanted, not {value!r}')
+    raise ConfigError(f'parameter {name}: {wanted} is wanted, not {quote(value)}')
 
 # %% ../../nbs/apps/79_config.ipynb #e9d9c927
 def make_config(values: dict, # globals() of the notebook, right after its parameters cell
@@ -138,8 +139,8 @@ def _on_data(run: Run, data: str) -> bool:
 
 def _age(run: Run, now: float) -> str: # seconds since 1970
     "How long ago a run ended, in words."
-    try: s = now - time.mktime(time.strptime(run.info['ended'], '%Y-%m-%d %H:%M:%S'))
-    except (KeyError, TypeError, ValueError): return 'some time ago'
+    if not run.info.get('ended'): return 'some time ago'
+    s = now - run.instant
     for name, unit in (('day', 86400), ('hour', 3600), ('minute', 60)):
         if s >= 2*unit: return f'{s//unit:.0f} {name}s ago'
     return 'just now' if s < 60 else 'a minute ago'
@@ -215,7 +216,9 @@ def data_folder(facts: dict, # of a run: folder, fingerprint
                ) -> Path:
     "A run's prepared folder; where it was prepared anew since, the one that was moved aside."
     folder = project_root()/facts['folder']
-    same = lambda p: read_record(p).get('fingerprint') == facts.get('fingerprint')
+    def same(p):
+        try: return read_record(p).get('fingerprint') == facts.get('fingerprint')
+        except FormatError: return False # damaged: said where it is opened
     return folder if same(folder) else next(filter(same, folder.parent.glob(f'{folder.name}-old-*')), folder)
 
 def load_data(c: DetectConfig, # or another config with data

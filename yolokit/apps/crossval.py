@@ -17,7 +17,7 @@ from ..network.checkpoints import load_checkpoint
 from ..data.shards import copy_index
 from ..data.table import Table
 from ..cleaning.checks import Findings
-from ..cleaning.prepare import Prepared
+from ..cleaning.prepare import Prepared, save_record
 from ..cleaning.split import assign_folds, fingerprint, with_digests
 from ..training import runs
 from ..training.runs import Run, RunError
@@ -79,8 +79,8 @@ def _write_fold(folder: Path, p: Prepared, t: Table, # with digests
         if not os.path.lexists(target): link(source, target)
     save_json(d, folder/'annotations.json')
     counts = {k: v.tolist() for k, v in t.counts().items()}
-    save_json(dict(request={}, fingerprint=fingerprint(t), names=t.names, counts=counts, repair={}, left_out=[],
-                   in_gaps=0, **(dict(shards=shards) if shards else {})), folder/'prepared.json')
+    save_record(folder, dict(request={}, fingerprint=fingerprint(t), names=t.names, counts=counts, repair={},
+                             left_out=[], in_gaps=0, **(dict(shards=shards) if shards else {})))
 
 # %% ../../nbs/apps/82_crossval.ipynb #018a55dd
 def _train_fold(c: CrossvalConfig, run: Run, k: int) -> Run: # finished

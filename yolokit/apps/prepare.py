@@ -6,11 +6,11 @@
 __all__ = ['KEEP', 'PrepareConfig', 'unrepaired_table', 'decisions_file', 'prepare_if_needed', 'InspectConfig', 'read_detections']
 
 # %% ../../nbs/apps/80_prepare.ipynb #5e2c4b28
-import hashlib, os, re, shutil
+import hashlib, os, re
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 import numpy as np
-from ..core.files import FormatError, normalize_name, project_root, resolve_path, sha256
+from ..core.files import FormatError, normalize_name, project_root, resolve_path, sha256, whole_folder
 from ..core.console import log_line
 from ..data import catalog, parking
 from ..data.table import Table
@@ -36,18 +36,20 @@ class PrepareConfig:
     seed: int = 0 # of the draw by hash
     decisions: str = '' # json file of the inspector; '': the one that lies beside the set; none: no decisions
     shards: str = '' # size of tar files that hold the pictures, such as 1GB; '': links to the pictures
+    check: str = '' # full: look at every byte of every picture of a prepared folder
 
 # %% ../../nbs/apps/80_prepare.ipynb #f80f04c4
 def _default_output(source: Path, o: PrepareConfig) -> Path:
     "The prepared folder of a source: one for each set of options."
     if o.out: return resolve_path(o.out)
     changed = {f.name: getattr(o, f.name) for f in fields(o)[2:] if getattr(o, f.name) != f.default}
-    changed.pop('decisions', None)
+    for k in ('decisions', 'check'): changed.pop(k, None)
     name = (source.name if source.is_dir() else source.stem) + '-prepared'
     name += ''.join(f'-{k}-{v}' for k, v in changed.items())
     out = project_root()/'data'/re.sub(r'[^\w.,-]', '', name)
-    r, path = read_record(out), str(source.absolute())
-    if not r or r['request']['source'] == path: return out
+    try: r, path = read_record(out), str(source.absolute())
+    except FormatError: return out # damaged: `prepare` says so, and makes it again
+    if not r or r['request'].get('source') == path: return out
     # another folder of the same name
     return out.with_name(f'{out.name}-{hashlib.sha256(path.encode()).hexdigest()[:6]}')
 
@@ -63,12 +65,7 @@ def _resolve_source(data: str, # see PrepareConfig
         raise FormatError(path, 'not there', advice)
     if data or parking_files(path): return path
     log_line('Drawing the embedded parking lot into data/parking.')
-    part = path.with_name(f'.parking.{os.getpid()}.part')  # whole or not at all
-    try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        (default or parking.make_parking)(part)
-        part.rename(path)
-    finally: shutil.rmtree(part, ignore_errors=True)
+    with whole_folder(path) as part: (default or parking.make_parking)(part)
     return path
 
 # %% ../../nbs/apps/80_prepare.ipynb #bdeeaef4
@@ -118,14 +115,15 @@ def prepare_if_needed(data: str = '', # see PrepareConfig
                      ) -> Prepared:
     "The prepared folder that `data` stands for, made if need be."
     o, path = PrepareConfig(data, **options), _resolve_source(data, default)
+    if o.check not in ('', 'full'): raise FormatError('check', f'it is {o.check!r}', 'It is full, or empty.')
     if rec := read_record(path):
         if o.decisions not in ('', 'none', KEEP): raise FormatError(path, 'is prepared already', 'Decisions are '
             f'applied when its source is prepared: data={rec["request"]["source"]}.')
         if o.decisions == '': _check_beside(path, rec)
-        return Prepared(path, rec)
+        return Prepared(path, rec, o.check == 'full')
     out = _default_output(path, o)
-    given = {k: v for k, v in asdict(o).items() if k not in ('data', 'out')}
-    p = prepare(path, out, **given | dict(decisions=_decisions_for(o, path, out)))
+    given = {k: v for k, v in asdict(o).items() if k not in ('data', 'out', 'check')}
+    p = replace(prepare(path, out, **given | dict(decisions=_decisions_for(o, path, out))), full=o.check == 'full')
     n = p.info['counts']
     images = ', '.join(f'{k} {v[0]}' for k, v in n.items())
     boxes = sum(sum(v[1:]) for v in n.values())

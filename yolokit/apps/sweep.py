@@ -13,7 +13,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np
 from ..core.untrusted import escape_markdown
 from ..core.images import plot_text
-from ..core.files import atomic_write, project_root
+from ..core.files import load_json, project_root, save_json
 from ..core.console import log_line
 from ..training import runs
 from ..training.runs import Run
@@ -93,7 +93,7 @@ def _run_trial(what: str, # train or judge
     "The numbers of one run, trained or judged."
     if what == 'judge':
         run = evaluate_row(LeaderboardConfig(**values, name=name))
-        return json.loads((run.folder/'judged.json').read_text(encoding='utf-8'))['numbers']
+        return load_json(run.folder/'judged.json', ('numbers',))['numbers']
     c = TrainConfig(**values, name=name)
     if c.stage == 'finetune' and not c.weights:
         raise SweepError('a sweep of finetune starts from weights: name them in fixed '
@@ -211,12 +211,11 @@ def run_search(c: SweepConfig) -> dict: # best: settings; value; run; trials: li
         raise SweepError(f'metric={c.metric!r}: one of {", ".join(metrics.COCO_METRICS)}')
     f.mkdir(parents=True, exist_ok=True)
     if (f/'sweep.json').exists():
-        was = json.loads((f/'sweep.json').read_text(encoding='utf-8'))
+        was = load_json(f/'sweep.json', tuple(asked))
         other = ', '.join(k for k in asked if was.get(k) != asked[k])
         if was != asked:
             raise SweepError(f'the sweep {c.name} asked something else ({other} is different): choose another name')
-    with atomic_write(f/'sweep.json') as p:
-        p.write_text(json.dumps(asked, ensure_ascii=False, indent=1), encoding='utf-8')
+    save_json(asked, f/'sweep.json', seal=True, indent=1)
     study = open_study(c)
     if again := _requeue_dead_trials(study): log_line(f'{again} trials were cut off: tried again')
     log_line(f'sweep {c.name}: {_trials_left(study, c)} of {c.trials} trials to go, {c.workers} at once, in '
@@ -263,7 +262,7 @@ def _summarize(c: SweepConfig, study) -> dict:
     best = max(done, key=lambda r: r[c.metric])
     out = dict(best={k: v for k, v in best.items() if k in study.best_trial.params}, value=best[c.metric],
                run=best['run'], trials=rows)
-    with atomic_write(_study_folder(c)/'trials.json') as p: p.write_text(json.dumps(out, indent=1), encoding='utf-8')
+    save_json(out, _study_folder(c)/'trials.json', indent=1)
     pruned = sum(r['state'] == 'pruned' for r in rows)
     log_line(f'best of {len(done)} finished and {pruned} pruned: {c.metric} {out["value"]:.4f} with {out["best"]}, '
              f'run {out["run"]}', _study_folder(c)/'log.txt')

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, torch
 from torch import nn
 from ..core import environment
-from ..core.files import atomic_write, project_root, resolve_path, sha256
+from ..core.files import atomic_write, FormatError, load_json, project_root, resolve_path, sha256
 from ..core.console import log_line
 from ..network import checkpoints, zoo
 
@@ -343,6 +343,12 @@ def _changed_recipe(job: _TrainJob, run: Run, r: Recipe) -> Recipe:
 
 
 # %% ../../nbs/apps/81_train.ipynb #bf438220
+def _damage(weights: Path) -> str: # '' where there is none
+    "What is wrong with a file of weights."
+    try: checkpoints.load_checkpoint(weights)
+    except (ValueError, OSError) as e: return f'is damaged ({e})'
+    return ''
+
 def _ready_state(run: Run, state: dict, # of a checkpoint
                  total: int, # steps that the run is to have
                 ) -> dict: # the state to go on with
@@ -352,9 +358,9 @@ def _ready_state(run: Run, state: dict, # of a checkpoint
         if before.get('best_step', state['best_step']) != state['best_step'] and kept.exists():
             with atomic_write(best) as p: shutil.copyfile(kept, p)
         state = state | {k: v for k, v in before.items() if k != 'row'} | dict(before={}, row=before['row'])
-    if state['best_step'] and not best.exists():
-        raise RunError(f'run {run.name} cannot go on: weights/best.pt is gone, its best weights, of step '
-                       f'{state["best_step"]}. Put a copy back, or start anew')
+    why = '' if not state['best_step'] else 'is gone' if not best.exists() else _damage(best)
+    if why: raise RunError(f'run {run.name} cannot go on: weights/best.pt {why}, its best weights, of step '
+                           f'{state["best_step"]}. Put a copy back, or start anew')
     return state
 
 # %% ../../nbs/apps/81_train.ipynb #78014e64
@@ -679,30 +685,42 @@ def _announcing(judge, # detector -> dict of numbers
     return judged
 
 # %% ../../nbs/apps/81_train.ipynb #1af71154
+def _table_marks(run: Run, step: int) -> dict: # table -> csv_mark; empty where nothing is known
+    "What the run's tables were when the checkpoint was written."
+    try: d = load_json(run.folder/'checkpoint/tables.json', ('step', 'tables'))
+    except FormatError: return {}
+    return d['tables'] if d['step'] == step else {}
+
+# %% ../../nbs/apps/81_train.ipynb #2531ab31
 def _truncate_run(job: _TrainJob, s: _StageRun, loader: Loader) -> None:
     "The run's folder as it was at the checkpoint; of a new run, its first batches."
     state, run = s.state or dict(step=0, judged=0), s.run
     row = state.get('row', state['step'])
-    for f, last in (('steps.csv', row), ('speed.csv', row), ('metrics.csv', state['judged'])):
-        run.when_room(lambda: runs.truncate_csv(run.folder/f, last, run.say))
+    marks = _table_marks(run, state['step'])
+    for f, last in (('steps', row), ('speed', row), ('metrics', state['judged'])):
+        run.when_room(lambda: runs.truncate_csv(run.folder/f'{f}.csv', last, run.say, marks.get(f)))
     if s.state: return
     run.when_room(lambda: monitor.draw_first_batches(loader, s.recipe, job.data.names, run.folder/'plots'))
     sizes = anchors.box_sizes(job.data.split('train'), _input_size(job.cfg))
     figure = anchors.draw_anchors(sizes, {job.cfg.name: job.cfg}, s.recipe.gains.anchor_t)
     run.when_room(lambda: figure.savefig(run.folder/'plots/anchors.png'))
 
+# %% ../../nbs/apps/81_train.ipynb #9c0f62f5
 def _record_result(run: Run, t: TrainState,
                    seconds: float, # that the stage took
                   ) -> None:
     "Write the numbers of the best evaluation and the cost of the training into run.json."
-    m = runs.read_csv(run.folder/'metrics.csv')
-    at = np.flatnonzero(m['step'] == t.best_step)[-1]
-    final = checkpoints.load_checkpoint(run.folder/'weights/best.pt')
+    m, best = runs.read_csv(run.folder/'metrics.csv'), run.folder/'weights/best.pt'
+    at = np.flatnonzero(m.get('step', np.zeros(0)) == t.best_step)[-1:]
+    final = checkpoints.load_checkpoint(best)
+    facts = torch.load(best, weights_only=True) # a damaged row of the table does not count
+    result = {k: float(v[i]) for k, v in m.items() for i in at} | dict(step=float(t.best_step))
+    result |= {k: float(f'{v:.7g}') for k, v in (dict(fitness=facts['fitness']) | facts['metrics']).items()}
     v, cost = runs.read_csv(run.folder/'speed.csv'), {}
-    if v: cost = dict(images_s=float(np.median(v['images_s'])), waiting=float(np.median(v['waiting'])),
-                      memory_mb=float(v['memory_mb'].max()))
-    run.update(result={k: float(v[at]) for k, v in m.items()}, cost=cost, steps=t.step, seconds=round(seconds, 1),
-               weights_sha256=state_hash(final))
+    if {'images_s', 'waiting', 'memory_mb'} <= v.keys():
+        cost = dict(images_s=float(np.nanmedian(v['images_s'])), waiting=float(np.nanmedian(v['waiting'])),
+                    memory_mb=float(np.nanmax(v['memory_mb'])))
+    run.update(result=result, cost=cost, steps=t.step, seconds=round(seconds, 1), weights_sha256=state_hash(final))
 
 # %% ../../nbs/apps/81_train.ipynb #d90fd134
 def _finish_stage(job: _TrainJob, s: _StageRun, t: TrainState, seconds: float, stop: StopFlag) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from ..core.untrusted import escape_markdown
 from ..core.boxes import box_area, box_iou_rowwise, clip_boxes, sort_corners
-from ..core.files import atomic_write, map_threaded, normalize_name
+from ..core.files import map_threaded, normalize_name, save_json
 from ..core.images import open_image
 from ..data.table import Table
 from .readings import READINGS, find_reading
@@ -184,7 +184,7 @@ def save_strict_json(path, # file to write
                      value, # as of to_json
                     ) -> None:
     "Write strict JSON, whole or not at all."
-    with atomic_write(path) as part: part.write_text(to_strict_json(value), encoding='utf-8')
+    save_json(_json_encode(value), path, seal=True, indent=1, allow_nan=False)
 
 # %% ../../nbs/cleaning/32_checks.ipynb #dce3e863
 def _check_corners(t: Table) -> list: # of columns, one dict a reason

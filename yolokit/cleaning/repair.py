@@ -7,13 +7,14 @@ __all__ = ['Plan', 'plan', 'RepairError', 'decision_key', 'load_decisions', 'rea
            'write_repaired', 'restore_sources']
 
 # %% ../../nbs/cleaning/33_repair.ipynb #2b39b677
-import dataclasses, hashlib, json, math, os, zipfile
+import dataclasses, hashlib, json, math, os, zipfile, zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from ..core.boxes import apply_orientation, box_area, box_iou_rowwise, clip_boxes, sort_corners
-from ..core.files import atomic_write, list_files, normalize_name, patch, sha256
+from ..core.files import (atomic_write, FormatError, list_files, load_json, normalize_name, patch, sha256,
+                                whole_folder)
 from ..data import formats
 from ..data.table import Table
 from .readings import READINGS
@@ -261,8 +262,9 @@ class Journal:
         return '\n'.join(['| reason | edits | done |', '|---|---|---|'] + lines)
     @classmethod
     def load(cls, path): # raises RepairError for a journal of another version
-        d = json_decode(json.loads(Path(path).read_text(encoding='utf-8')))
-        if d.get('version') == 2: return cls(d['n'], d['entries'], d['n_images'], d['names'])
+        try: d = json_decode(load_json(path, ('version', 'n', 'entries', 'n_images', 'names')))
+        except (FormatError, TypeError, ValueError, KeyError) as e: raise RepairError(f'no journal: {e}') from None
+        if d['version'] == 2: return cls(d['n'], d['entries'], d['n_images'], d['names'])
         raise RepairError(f'{path}: a journal of version {d.get("version")}; this is version 2: '
                           'repair the source again')
 
@@ -522,6 +524,7 @@ def _digests(out: Path) -> dict: # file, relative: sha256
     "The digests of a folder's annotation files."
     return {k: sha256(p) for k, p in list_files(out, _TEXT_SUFFIXES).items()}
 
+# %% ../../nbs/cleaning/33_repair.ipynb #cc8dafd5
 def write_repaired(table: Table, # the table that was checked
                    plan: Plan, # of `plan`, with or without decisions
                    out, # new folder
@@ -530,6 +533,14 @@ def write_repaired(table: Table, # the table that was checked
     "Apply a plan and write the result, and beside it what is needed to take it back; the source is not changed."
     format, out = format or table.extra.get('format', 'coco'), Path(out)
     new, journal = apply(table, plan)
+    if out.exists() and (out.is_file() or any(out.iterdir())):
+        raise FormatError(out, 'exists already', 'Nothing was written: choose another path.')
+    with whole_folder(out) as part: _write_with_zip(table, plan, new, journal, part, format)
+    return new, journal
+
+# %% ../../nbs/cleaning/33_repair.ipynb #6d46e4e5
+def _write_with_zip(table: Table, plan: Plan, new: Table, journal: Journal, out: Path, format: str) -> None:
+    "The repaired annotations, and what takes the repair back."
     formats.write(new, out, format)
     was, written = {k: s.bytes(None) for k, s in _annotation_files(table).items()}, _digests(out)
     files = {k: hashlib.sha256(v).hexdigest() for k, v in was.items()}
@@ -538,9 +549,21 @@ def write_repaired(table: Table, # the table that was checked
         z.writestr('journal.json', to_strict_json(journal.plain() | dict(format=format, files=files, written=written)))
         for k, v in was.items():
             if written.get(normalize_name(k)) != files[k]: z.writestr(f'original/{k}', v)
-    return new, journal
 
 # %% ../../nbs/cleaning/33_repair.ipynb #7bf0d588
+#| export
+
+# %% ../../nbs/cleaning/33_repair.ipynb #bffea68b
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    "A zip whose members all have their checksums; RepairError where one has not."
+    try:
+        z = zipfile.ZipFile(path)
+        if not (bad := z.testzip()): return z
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError,
+            ValueError) as e: bad = e
+    raise RepairError(f'{path}: damaged ({bad}), so the repair cannot be taken back; put back a copy')
+
+# %% ../../nbs/cleaning/33_repair.ipynb #b43f25fb
 def restore_sources(out, # folder of `write_repaired`
                     to, # new folder: gets the annotation files as they were before the repair
                    ) -> list: # names of the files written
@@ -549,7 +572,7 @@ def restore_sources(out, # folder of `write_repaired`
     if not (out/'repair.zip').is_file():
         raise RepairError(f'{out}: no repair.zip in it, so nothing is known of a repair')
     if to.exists() and any(to.iterdir()): raise RepairError(f'{to}: exists already; choose another folder')
-    with zipfile.ZipFile(out/'repair.zip') as z:
+    with _open_zip(out/'repair.zip') as z:
         facts, there = json.loads(z.read('journal.json')), set(z.namelist())
         if odd := sorted(k for k, v in now.items() ^ facts['written'].items()):
             what = 'is not what the repair wrote' if odd[0] in now else 'is gone'

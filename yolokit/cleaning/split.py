@@ -6,7 +6,7 @@
 __all__ = ['with_digests', 'groups', 'SplitError', 'split', 'assign_folds', 'fingerprint']
 
 # %% ../../nbs/cleaning/36_split.ipynb #550f350b
-import hashlib, os
+import hashlib, os, zlib
 from io import BytesIO
 from pathlib import Path
 import cv2, numpy as np
@@ -50,11 +50,13 @@ def _head_and_tail(path) -> bytes:
         return head + f.read()
 
 def _read_digest_cache(journal: Path) -> dict: # path -> (stat key, sha256, difference hash)
-    "What an interrupted attempt has found out; a last line that was cut short does not count."
+    "What an interrupted attempt has found out; a line that is damaged or cut short does not count."
     if not journal.is_file(): return {}
     lines = journal.read_text(encoding='utf-8', errors='surrogateescape').split('\n')[:-1]
-    rows = (line.split('\t') for line in lines)
-    return {r[0]: (r[1], r[2], bytes.fromhex(r[3])) for r in rows if len(r) == 4 and len(r[2]) == 64}
+    rows = (text.split('\t') for text, _, crc in (line.rpartition('\t') for line in lines) if _crc(text) == crc)
+    return {r[0]: (r[1], r[2], bytes.fromhex(r[3])) for r in rows if len(r) == 4}
+
+def _crc(line: str) -> str: return f'{zlib.crc32(line.encode(errors="surrogateescape")):08x}'
 
 # %% ../../nbs/cleaning/36_split.ipynb #b4db7ce5
 def _hash_image(path: str, # '' for none
@@ -67,7 +69,8 @@ def _hash_image(path: str, # '' for none
         data = read_regular(path)
         if not data: return '', b'', ''
         found = hashlib.sha256(data).hexdigest(), _difference_hash(data)
-        return *found, '\t'.join([path, _stat_key(path, data), found[0], found[1].hex()]) + '\n'
+        line = '\t'.join([path, _stat_key(path, data), found[0], found[1].hex()])
+        return *found, f'{line}\t{_crc(line)}\n'
     except OSError: return '', b'', ''
 
 def with_digests(t: Table,

@@ -6,12 +6,12 @@
 __all__ = ['QAT', 'QATDetector', 'train_qat']
 
 # %% ../../nbs/compression/76_qat.ipynb #d0fc9aa3
-import copy, json
+import copy
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, torch
 from torch.nn import functional as F
-from ..core.files import atomic_write, patch
+from ..core.files import load_json, patch, save_json
 from ..network.layers import Conv
 from ..network.model import at_least_float32, Detector
 from ..network.checkpoints import load_checkpoint
@@ -131,12 +131,11 @@ def train_qat(run: Run,           # its folder gets rows, weights, checkpoints a
 
 def _save_quant_params(c: Calibration, path, floats=()) -> Path:
     "Grids as JSON, to export the same int8 file again."
-    text = json.dumps(dict(target=c.target, method=c.method, floats=list(floats),
-                           grids={t: [g.scale, g.zero, g.low] for t, g in c.plan.items()}), indent=1)
-    with atomic_write(path) as p: p.write_text(text)
+    save_json(dict(target=c.target, method=c.method, floats=list(floats),
+                   grids={t: [g.scale, g.zero, g.low] for t, g in c.plan.items()}), path, seal=True, indent=1)
     return Path(path)
 
 def _load_quant_params(path) -> tuple: # target, plan, floats
     "The way back."
-    d = json.loads(Path(path).read_text())
+    d = load_json(path, ('target', 'grids', 'floats'))
     return d['target'], {t: QuantParams(*g) for t, g in d['grids'].items()}, d['floats']

@@ -476,4 +476,5 @@ def export_pair(detector: Detector, c: Calibration, floats, folder, form='decode
     if r.history and history[-1][1] < .99:
         r.notes.append('the AP that was asked for was not reached: train for it (76_qat)')
     log_line(str(r), log)
+    bundles.finish(bundles.Export([path]))
     return r

@@ -6,17 +6,19 @@
 __all__ = ['DownloadError', 'download', 'fetch_into']
 
 # %% ../../nbs/core/06_download.ipynb #18df0ff7
-import http.client, os, re, shutil, ssl, time, urllib.request
-from contextlib import contextmanager
+import errno, http.client, os, re, shutil, ssl, time, urllib.request
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from . import files
-from .files import FormatError, atomic_write, load_json, save_json, sha256
+from .files import FormatError, atomic_write, load_json, read_text, save_json, sha256
 from .console import log_line, progress_bar
 
 # %% ../../nbs/core/06_download.ipynb #e8cabee5
 _RETRIES = 4       # attempts in a row that bring nothing
 _BACKOFF = 1.     # seconds before the second attempt, then doubled
+_ATTEMPTS = 30    # in all
 _TIMEOUT = 30.    # seconds of silence after which a connection counts as broken
+_SLOW = 60., 1000 # seconds over which a server has to send so many bytes a second
 _RETRY_STATUSES = (408, 425, 429, 500, 502, 503, 504) # answers of a server that may answer differently later
 
 class DownloadError(FormatError):
@@ -26,10 +28,11 @@ class _ConnectionLost(Exception):
     "The connection broke, or the server is busy: worth another try."
 
 class _HttpsRedirects(urllib.request.HTTPRedirectHandler):
-    "Follows redirections, but none from https to http."
+    "Follows redirections, but none from https to http, and none to ftp."
     def redirect_request(self, req, fp, code, msg, headers, new):
-        if req.full_url.startswith('https:') and not new.startswith('https:'):
-            raise DownloadError(req.full_url, f'it redirects to {new}, which is not encrypted',
+        fp.read = lambda *_: b'' # urllib would read whatever comes with the redirection
+        if not new.lower().startswith('https:' if req.full_url.lower().startswith('https:') else ('http:', 'https:')):
+            raise DownloadError(req.full_url, f'it redirects to {new}, which is not encrypted, or no web address',
                                 'Fetch the file by hand.')
         return super().redirect_request(req, fp, code, msg, headers, new)
 
@@ -51,7 +54,8 @@ def _open_request(url: str,
         login = e.code in (401, 403)
         remedy = 'It needs a login, or permission.' if login else 'The address is out of date, or misspelt.'
         raise DownloadError(url, f'the server says {e.code} {e.reason}', remedy) from None
-    except (OSError, http.client.HTTPException) as e:
+    except DownloadError: raise
+    except (OSError, http.client.HTTPException, ValueError, OverflowError) as e: # an address or a length that is none
         if isinstance(why := getattr(e, 'reason', e), ssl.SSLCertVerificationError):
             raise DownloadError(url, f'the server cannot prove who it is ({why.verify_message})',
                                 'Check clock and proxy.') from None
@@ -60,14 +64,18 @@ def _open_request(url: str,
 # %% ../../nbs/core/06_download.ipynb #4cd6c9d9
 def _check_response(url, answer, have, size) -> tuple: # (first byte, bytes of the whole file or None, validator)
     "What the answer promises, checked before a byte of it is kept."
-    h, length = answer.headers, answer.headers.get('Content-Length')
+    h, length = answer.headers, answer.headers.get('Content-Length') or ''
+    if length and not re.fullmatch(r'[0-9]{1,18}', length.strip()):
+        raise DownloadError(url, f'the length of the file is {length[:40]!r}', 'The server is broken.')
+    if (packed := h.get('Content-Encoding', 'identity')) != 'identity':
+        raise DownloadError(url, f'it comes packed as {packed[:40]!r}, which was not asked for', 'Fetch it by hand.')
     first, total = 0, int(length) if length else None
     if answer.status == 206:
-        m = re.fullmatch(r'bytes (\d+)-\d+/(\d+)', h.get('Content-Range', ''))
-        if not m or int(m[1]) != have:
+        m = re.fullmatch(r'bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})', h.get('Content-Range', ''))
+        if not m or int(m[1]) != have or not int(m[1]) <= int(m[2]) < int(m[3]):
             raise DownloadError(url, f"asked for the bytes from {have} on, it sends {h.get('Content-Range')!r}",
                                 'Delete the part and try again.')
-        first, total = have, int(m[2])
+        first, total = have, int(m[3])
     if size is not None and total not in (None, size):
         raise DownloadError(url, f'the file there has {total:,} bytes',
                             f'It should have {size:,}: another file lies there now.')
@@ -79,7 +87,8 @@ def _download_once(url, part: Path, sure: bool, # a checksum will tell in the en
                    size) -> None:
     "As much of the file as one connection brings, at the end of `part`; `_ConnectionLost` if it is not all."
     note, known, have = Path(f'{part}.json'), {}, part.stat().st_size
-    if note.exists(): known = load_json(note)
+    with suppress(FormatError): # damaged: from the first byte again
+        if note.exists(): known = load_json(note, ('url', 'tag', 'total'))
     if known.get('url') != url or not (known.get('tag') or sure): have = 0
     if have and have == known.get('total'): return
     with _open_request(url, have, known.get('tag', '')) as answer:
@@ -91,21 +100,43 @@ def _download_once(url, part: Path, sure: bool, # a checksum will tell in the en
             os.truncate(part, 0); raise _ConnectionLost('another file lies there now')
         if total and (free := shutil.disk_usage(part.parent).free) < total - first:
             raise DownloadError(part.parent, f'{free:,} bytes are free, {total - first:,} are to come', 'Make room.')
-        save_json(dict(url=url, tag=tag, total=total), note)
+        save_json(dict(url=url, tag=tag, total=total), note, seal=True)
         with open(part, 'r+b') as f, progress_bar(total=total, desc=part.stem[1:], unit='B', initial=first) as bar:
             bar.unit_scale = True
             f.truncate(first); f.seek(first)
-            while block := _read_chunk(answer): f.write(block); bar.update(len(block))
-            os.fsync(f.fileno())
+            _pour(url, answer, f, bar, total if size is None else size)
             if total is not None and f.tell() != total:
                 raise _ConnectionLost(f'the line broke at byte {f.tell():,} of {total:,}')
 
 # %% ../../nbs/core/06_download.ipynb #6682c53e
 def _read_chunk(answer) -> bytes: # b'' at the end
     "The next piece of an answer."
-    try: return answer.read(1 << 18)
+    try: return answer.read1(1 << 18)
     except (OSError, http.client.HTTPException) as e: raise _ConnectionLost(str(e) or type(e).__name__) from None
 
+# %% ../../nbs/core/06_download.ipynb #83b40a42
+def _pour(url: str, answer, f, bar, most: int | None) -> None: # f: the part, at the place to go on from
+    "The answer into the part: no more than `most` bytes, and not slower than `_SLOW`."
+    began, came = time.monotonic(), 0
+    try:
+        while block := _read_chunk(answer):
+            if most is not None and f.tell() + len(block) > most:
+                f.truncate(0)
+                raise DownloadError(url, f'more than the {most:,} bytes of the file came', 'The server is broken, or '
+                                    'another file lies there now.')
+            f.write(block); bar.update(len(block))
+            came, now = came + len(block), time.monotonic()
+            if now - began < _SLOW[0]: continue
+            if came < (now - began)*_SLOW[1]:
+                raise DownloadError(url, f'only {came/(now - began):.0f} bytes a second come',
+                                    f'{f.tell():,} bytes are kept: call again to go on from there.')
+            began, came = now, 0
+        f.flush(); os.fsync(f.fileno())
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise
+        raise DownloadError(f.name, 'the disk is full', 'Make room, and call again: it goes on from there.') from None
+
+# %% ../../nbs/core/06_download.ipynb #d79748d3
 @contextmanager
 def _download_lock(part: Path):
     "Only one process at a time downloads into a part; the others wait."
@@ -160,13 +191,14 @@ def download(url: str,    # http or https
 # %% ../../nbs/core/06_download.ipynb #a15814a0
 def _download_with_retries(url, part, sha256, size) -> None:
     "Attempts until the part is whole; those that bring something are not counted."
-    tries = 0
+    tries = attempts = 0
     while True:
+        attempts += 1
         have = part.stat().st_size
         try: return _download_once(url, part, bool(sha256), size)
         except _ConnectionLost as e:
             tries = 1 if part.stat().st_size > have else tries + 1
-            if tries >= _RETRIES:
+            if tries >= _RETRIES or attempts >= _ATTEMPTS:
                 kept = f'{part.stat().st_size:,} bytes are kept: call again to go on from there.'
                 raise DownloadError(url, str(e), kept) from None
             log_line(f'{url}: {e}; going on in {_BACKOFF*2**(tries - 1):g} s')
@@ -184,7 +216,9 @@ def fetch_into(folder: Path, url: str,
     "A file kept in a cache folder, fetched if it is not there yet; raises DownloadError."
     path = Path(folder)/url.rsplit('/', 1)[1]
     note = path.with_name(path.name + '.sha256')
-    noted = note.read_text().split()[0] if note.exists() else ''
+    noted = ''
+    if note.exists() and not (noted := (re.match('[0-9a-f]{64}(?= )', read_text(note)) or [''])[0]):
+        raise DownloadError(note, 'no sha256 in it', f'Remove it and {path.name}, then try again.')
     download(url, path, known or noted, size)
     if not noted:
         with atomic_write(note) as tmp: tmp.write_text(f'{known or sha256(path)}  {path.name}\n')

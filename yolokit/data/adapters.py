@@ -16,7 +16,7 @@ from pathlib import Path
 from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 import numpy as np, yaml
-from ..core.untrusted import open_regular, read_regular
+from ..core.untrusted import open_regular, quote, read_regular
 from ..core.images import ImageError, image_size
 from ..core.files import (decode_text, FormatError, guess_split, list_files, normalize_name, parse_floats, patch,
                                 read_text, sha256)
@@ -327,9 +327,18 @@ def _xml_element(tag: str,
             e = ET.SubElement(e, s) if have is None else have
         if isinstance(v, list):
             e.extend(x if isinstance(x, ET.Element) else _xml_element(last, {path[k + 1:]: x}) for x in v)
-        elif last[0] == '@': e.set(last[1:], str(_encode_like(v)))
-        else: ET.SubElement(e, last).text = str(_encode_like(v))
+        elif last[0] == '@': e.set(last[1:], _xml_text(v))
+        else: ET.SubElement(e, last).text = _xml_text(v)
     return top
+
+# %% ../../nbs/data/18_adapters.ipynb #3b7f408a
+_NO_XML = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]')
+
+def _xml_text(v, *was: str) -> str: # was: the text that is replaced
+    "A value as text; FormatError for characters that no xml can hold."
+    if _NO_XML.search(text := str(_encode_like(v, *was))):
+        raise FormatError(quote(text), 'control characters, which no xml can hold', 'Rename the class or the picture.')
+    return text
 
 # %% ../../nbs/data/18_adapters.ipynb #9622461b
 def _xml_edits(text: str, new: dict, # path -> value
@@ -349,8 +358,8 @@ def _xml_edits(text: str, new: dict, # path -> value
             else:
                 out.append((a + len(tag.rstrip('/>').rstrip()),)*2
                            + (f' {name[1:]}={quoteattr(str(_encode_like(v)))}',))
-        elif tag.endswith('/>'): out.append((a, b, f'<{name}>{escape(str(_encode_like(v)))}</{name}>'))
-        else: out.append((a + len(tag), part.rindex('</', a, b), escape(str(_encode_like(v, (e.text or '').strip())))))
+        elif tag.endswith('/>'): out.append((a, b, f'<{name}>{escape(_xml_text(v))}</{name}>'))
+        else: out.append((a + len(tag), part.rindex('</', a, b), escape(_xml_text(v, (e.text or '').strip()))))
     more = ''.join(ET.tostring(e, 'unicode') for e in _xml_element('', fresh))
     if more: out.append(_append_edit(part, top, spans, more))
     return [(a + base, b + base, s) for a, b, s in out]
@@ -537,6 +546,13 @@ def _separator(conf: dict, pattern: str, where) -> str:
     if len(s) == 1 and s not in '"\r\n': return s
     raise FormatError(where, f'separator is {s[:40]!r}', 'It is one character, such as "," or ";".')
 
+# %% ../../nbs/data/18_adapters.ipynb #a5dff5dd
+def _check_inside(where, **places: str) -> None:
+    "FormatError for a place that leads out of the folder: pictures are linked and files are written there."
+    for key, v in places.items():
+        if '..' in v.replace('\\', '/').split('/') or os.path.isabs(v) or ':' in v:
+            raise FormatError(where, f'{key} is {v[:60]!r}', 'Name a place inside the folder.')
+
 # %% ../../nbs/data/18_adapters.ipynb #79a582e5
 def parse_adapter(conf: dict, # parsed yaml
                   where='adapter', # for messages
@@ -554,14 +570,14 @@ def parse_adapter(conf: dict, # parsed yaml
         raise FormatError(where, f'decimal is {conf["decimal"]!r}', 'It is "." or ",".')
     separator = '' if kind in ('text', 'blocks') else _separator(conf, patterns[0], where)
     text = lambda key: str(conf.get(key) or '')
+    _check_inside(where, images=text('images'), like=text('like'))
     return _Adapter(name=str(conf.get('adapter')), files=patterns, kind=kind,
                     image=_parse_paths(conf.get('image') or {}, _IMAGE_KEYS, kind, where, 'image'), boxes=boxes,
                     unit=conf.get('unit', 'pixel'), classes={str(k): str(v) for k, v in classes.items()},
                     names=_parse_path(conf.get('names', ''), kind, where), images=text('images'),
                     encoding=text('encoding').lower(), index=conf.get('classes') == 'index',
                     separator=separator, decimal=conf.get('decimal', '.'),
-                    shape=_expression(text('shape'), where), like=text('like'),
-                    skip=_expression(text('skip'), where),
+                    shape=_expression(text('shape'), where), like=text('like'), skip=_expression(text('skip'), where),
                     header=conf.get('header', True), root=text('root'),
                     fill={_parse_path(k, kind, where): v for k, v in (conf.get('fill') or {}).items()},
                     codes={str(k): k for k in classes})

@@ -8,9 +8,9 @@ __all__ = ['DATASETS', 'fetch_dataset']
 # %% ../../nbs/data/23_catalog.ipynb #fc16c988
 from pathlib import Path
 from ..core.download import fetch_into
-from ..core.files import project_root
+from ..core.files import project_root, whole_folder
 from ..core.console import log_line
-from .archives import cache_dir, extract_archive, whole_folder
+from .archives import cache_dir, extract_archive
 from ..network.zoo import COCO_CLASSES
 
 # %% ../../nbs/data/23_catalog.ipynb #fccebded

@@ -7,18 +7,20 @@ __all__ = ['PARKING_CLASSES', 'READERS', 'WRITERS', 'coco_dict', 'file_names', '
            'read', 'read_fast', 'lossy_fields', 'write']
 
 # %% ../../nbs/data/22_formats.ipynb #bb94073f
-import base64, hashlib, json, os, re, zlib
+import base64, hashlib, json, os, re, shutil, zlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from itertools import count, islice
 from pathlib import Path
 import numpy as np, yaml
+from ..core.untrusted import quote
 from ..core.boxes import lost_sides
 from ..core.files import (atomic_write, FormatError, guess_split, image_finder, IMAGES, list_files, load_json,
-                                load_yaml, make_linker, merge_json, normalize_name, save_json, to_columns, to_python,
-                                walk_once)
+                                load_yaml, make_linker, merge_json, names_text, normalize_name, path_beside, save_json,
+                                to_columns, to_python, walk_once, whole_folder)
 from ..core.console import log_line
 from .table import gc_paused, Table, TableError
 from .adapters import (JSON_SPACE, AnnotationFile, apply_edits, find_path, header_size, json_edits,
@@ -628,7 +630,7 @@ def _write_obj_data(t: Table, path: Path, names: list) -> None:
         with (path/f).open('a', encoding='utf-8') as out:
             out.writelines(n + '\n' for n, x in zip(names, t.images['split']) if x == s)
     keys = {'': 'train', 'train': 'train', 'val': 'valid', 'test': 'test'}
-    (path/'obj.names').write_text(''.join(n + '\n' for n in t.names), encoding='utf-8')
+    (path/'obj.names').write_text(names_text(t.names), encoding='utf-8')
     rows = [f'classes = {len(t.names)}', *dict.fromkeys(f'{keys[s]} = {f}' for s, f in lists.items()),
             'names = obj.names', 'backup = backup/']
     (path/'obj.data').write_text('\n'.join(rows) + '\n', encoding='utf-8')
@@ -1041,10 +1043,10 @@ def _save_sidecar(t: Table, keys: list, # how each image is found again
              for k, v in t.extra.items() if k in kept}
     save_json(dict(yolokit='sidecar 1', keys=keys, written=written, names=t.names, category_ids=t.category_ids,
                    extra=extra, **tables, sources=[_pack_source(s) for s in every.values()]),
-              _sidecar_path(path), default=str)
+              _sidecar_path(path), seal=True, default=str)
 
 # %% ../../nbs/data/22_formats.ipynb #5d0be3be
-def _unpack_table(d: dict) -> Table:
+def _unpack_table(d: dict, path: Path) -> Table: # path: its file, for messages
     "The table in a sidecar; an error of many kinds where somebody changed it."
     sources = [_reopen_source(s) for s in d['sources']]
     source = lambda c: [None if v is None else sources[v] for v in c]
@@ -1052,7 +1054,7 @@ def _unpack_table(d: dict) -> Table:
     if 'polygon' in boxes: boxes['polygon'] = [v and tuple(map(tuple, v)) for v in boxes['polygon']]
     extra = {k: [sources[i] for i in v] if k in ('sources', 'papers') else v for k, v in d['extra'].items()}
     # read from its yaml, for json would make texts of its codes
-    if 'adapter' in extra: extra['adapter'] = yaml.safe_load(extra['papers'][0].text)
+    if 'adapter' in extra: extra['adapter'] = load_yaml(path, text=extra['papers'][0].text)
     t = Table.make(images, boxes, d['names'], d['category_ids'], extra)
     src = t.images.get('source', np.full(t.n_images, None))
     for places, rows, of in (('images', t.images.get('place', ()), src),
@@ -1068,7 +1070,7 @@ def _load_sidecar(path: Path) -> tuple[Table, list, list] | None: # the table as
     if not p.is_file(): return None
     try:
         d = load_json(p)
-        t = _unpack_table(d)
+        t = _unpack_table(d, p)
         keys, written = ([str(k) for k in d[n]] for n in ('keys', 'written'))
         if (len(keys), len(written)) == (t.n_images, len(t.names)): return t, keys, written
         why = 'counts'
@@ -1420,6 +1422,16 @@ def lossy_fields(t: Table, format: str, # one of WRITERS
     return out
 
 # %% ../../nbs/data/22_formats.ipynb #9d61c763
+def _write_beside(path: Path, into: Callable) -> None: # into: called with a path in a folder of its own
+    "A file and its sidecar, moved to where they belong once both are whole: the file last."
+    part = path_beside(path)
+    part.mkdir()
+    try:
+        into(part/path.name)
+        for p in sorted(part.iterdir(), key=lambda p: p.name == path.name): os.replace(p, path.with_name(p.name))
+    finally: shutil.rmtree(part)
+
+# %% ../../nbs/data/22_formats.ipynb #3aaae87b
 @gc_paused()
 def write(t: Table, path, # .json, or a folder that is new or empty
           format: str, # as for read
@@ -1434,9 +1446,15 @@ def write(t: Table, path, # .json, or a folder that is new or empty
                           f'There are {", ".join(WRITERS)}, or the path of an adapter\'s yaml.')
     if path.is_file() or path.is_dir() and any(path.iterdir()):
         raise FormatError(path, 'exists already', 'Nothing was written: choose another path.')
+    if odd := [s for s in dict.fromkeys(t.images['split']) if not re.fullmatch(r'[^/\\:\0]{0,80}', s) or s == '..']:
+        raise FormatError(path, f'the split {quote(odd[0])}', 'It becomes the name of a folder: rename it.')
     path.parent.mkdir(parents=True, exist_ok=True)
-    keys = _write_adapter(t, path, conf) if conf else WRITERS[format](t, path=path)
+    def into(to):
+        keys = _write_adapter(t, to, conf) if conf else WRITERS[format](t, path=to)
+        if gone and sidecar: _save_sidecar(t, keys, names, to)
     gone = lossy_fields(t, format) if not conf or conf != t.extra.get('adapter') else []
     names = ['_'.join(n.split()) for n in t.names] if format in ('kitti', 'dota') else t.names
-    if gone and sidecar: _save_sidecar(t, keys, names, path)
+    if path.suffix == '.json': _write_beside(path, into)
+    else:
+        with whole_folder(path) as part: into(part)
     return gone

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np, yaml
 from ..core.boxes import lost_sides
 from ..core.untrusted import open_regular, read_regular
-from ..core.files import (IMAGES, MEDIA_DIRS, FormatError, guess_split, image_finder, list_files, load_data_yaml,
-                                normalize_name, parse_floats, read_text, to_columns)
+from ..core.files import (check_place, FormatError, guess_split, image_finder, IMAGES, list_files,
+                                load_data_yaml, MEDIA_DIRS, normalize_name, parse_floats, read_text, to_columns)
 from ..core.console import log_line
 from .adapters import (JSON_SPACE, AnnotationFile, declared_size, file_name, is_valid_filename,
                                    parse_adapter, scan_json_value)
@@ -458,7 +458,9 @@ def _resolve_beside(v: str, base: Path, yaml_path: Path) -> Path | None:
     here, v = yaml_path.parent, v.replace('\\', '/')
     places = [b/v for b in (base, here, here.parent)] + [here/re.sub(r'^(\.\./)+', '', v)]
     if v.endswith(('.txt', '.names')): places.append(here/Path(v).name)
-    return next((p for p in places if os.path.exists(p)), None)
+    p = next((p for p in places if os.path.exists(p)), None)
+    if p: check_place(p)
+    return p
 
 def _splits_of_yaml(path: Path, conf: dict) -> list[tuple[str, Path]]: # split, a folder or a list
     "The splits a data.yaml or obj.data names, where its paths exist here; a line says what does not."
@@ -498,7 +500,10 @@ def _parse_obj_data(path: Path) -> dict:
 
 # %% ../../nbs/data/21_layouts.ipynb #cf33bfaa
 def _read_names(path: Path) -> list[str]: # the line's number is the class's
-    return [s.strip() or f'class {k}' for k, s in enumerate(read_text(path).rstrip().splitlines())]
+    lines = re.split('\r\n|\r|\n', read_text(path).rstrip())
+    if gap := next((k for k, s in enumerate(lines) if not s.strip() and lines != ['']), None):
+        log_line(f'{path}:{gap + 1} is empty: it counts as class {gap}, as in Darknet')
+    return [s.strip() or f'class {k}' for k, s in enumerate(lines)] if lines != [''] else []
 
 def _names_files(folder: Path) -> list[Path]: # those nearest to the top that are of one kind
     "Lists of class names, one a line: `*.names`, `classes.txt`, Roboflow's `_darknet.labels`, labelImg's own list."

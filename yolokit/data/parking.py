@@ -6,7 +6,7 @@
 __all__ = ['CLASSES', 'WEATHER', 'scene', 'ParkingError', 'make_parking']
 
 # %% ../../nbs/data/26_parking.ipynb #4af1c3ee
-import json, os, shutil, uuid
+import os, uuid
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 import cv2, numpy as np
 from ..core.rng import rng
-from ..core.files import save_json
+from ..core.files import load_json, save_json, whole_folder
 from ..core.console import progress_bar
 from . import faults
 from .formats import PARKING_CLASSES
@@ -471,13 +471,14 @@ def _build_parking(folder: Path, p: dict, workers: int, log=None) -> None:
     save_json(_coco(val), folder/'val/label/Val.json')
     save_json(_coco(test, False), folder/'Test_Images_Information.json')
     save_json([dict(image_id=1, category_id=1, bbox=[10., 20., 30., 40.], score=.5)], folder/'sample_submission.json')
-    save_json(dict(parameters=p, planted=planted, clean=_coco(train), test=_coco(test)), folder/'key.json')
+    save_json(dict(parameters=p, planted=planted, clean=_coco(train), test=_coco(test)), folder/'key.json',
+              seal=True)
 
 # %% ../../nbs/data/26_parking.ipynb #ff7a316b
 def _is_drawn(folder: Path, p: dict) -> bool: # p: the parameters
     "Is this data set in the folder?"
     key = folder/'key.json'
-    return key.exists() and json.loads(key.read_text(encoding='utf-8')).get('parameters') == p
+    return key.exists() and load_json(key, ('parameters',))['parameters'] == p
 
 def make_parking(folder, # the challenge's DATA folder, to be made
                  n_train: int = 480, n_val: int = 120, n_test: int = 60, # images
@@ -492,13 +493,6 @@ def make_parking(folder, # the challenge's DATA folder, to be made
     if _is_drawn(folder, p): return folder
     if folder.exists() and any(folder.iterdir()):
         raise ParkingError(f'{folder}: there is something else in it; name another folder or remove this one')
-    part = folder.with_name(f'.{folder.name}.{os.getpid()}.part')
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        _build_parking(part, p, workers, log)
-        if folder.exists() and not any(folder.iterdir()): folder.rmdir()
-        os.replace(part, folder)                       # there as a whole or not at all
-    except OSError:
-        if not _is_drawn(folder, p): raise             # else another process was sooner, with the same bytes
-    finally: shutil.rmtree(part, ignore_errors=True)
+    with whole_folder(folder) as part: _build_parking(part, p, workers, log)
+    if not _is_drawn(folder, p): raise ParkingError(f'{folder}: another process made something else of it meanwhile')
     return folder

@@ -110,7 +110,9 @@ def shard_places(folder: Path, # of a prepared set
                  names, # of the images, in the order of the index
                 ) -> np.ndarray: # (I,) of places
     "Where each image is; FormatError where the index is of another set."
-    index = np.load(folder/'shards.npy', mmap_mode='r')
+    try: index = np.load(folder/'shards.npy', mmap_mode='r')
+    except (OSError, ValueError, EOFError, SyntaxError) as e:
+        raise FormatError(folder/'shards.npy', f'no index ({type(e).__name__})', 'Copy the set again.') from None
     if index.dtype != _INDEX or len(index) != len(names):
         raise FormatError(folder/'shards.npy', f'{len(index)} places for {len(names)} images', 'Copy the set again.')
     at = base if '://' in base else os.path.join(os.path.abspath(folder), base)
@@ -167,8 +169,8 @@ def _ask(url: str, range: str, hops: int = 5): # redirections to follow
     r = c.getresponse()
     if r.status not in (301, 302, 303, 307, 308): return r
     to = urljoin(url, r.getheader('Location', ''))
-    r.read()
-    if not hops or not to.startswith('https:' if u.scheme == 'https' else 'http'):
+    if len(r.read(1 << 16)) == 1 << 16: _drop_connections()
+    if not hops or not to.startswith('https:' if u.scheme == 'https' else ('http:', 'https:')):
         raise StoreError(f'{url}: it redirects to {to}, which is not followed')
     return _ask(to, range, hops - 1)
 
@@ -229,13 +231,16 @@ def _fetch_part(shard: str, first: int, size: int, crc: int) -> bytes:
 def _kept(base: str) -> tuple: # folder, {shard: how many of its first bytes are kept}
     "What is kept of a set."
     file = _cache_of(base.removesuffix('/shards'))/'kept.json'
-    return str(file.parent), load_json(file) if file.exists() else {}
+    with suppress(FormatError): # damaged: nothing is kept
+        if file.exists(): return str(file.parent), load_json(file)
+    return str(file.parent), {}
 
 def _cache_of(url: str) -> Path:
     "The folder of a set on a server."
     name = re.sub(r'[^\w.-]', '', url.rsplit('/', 1)[-1])[:80]
     return cache_dir('shards')/f'{name}-{hashlib.sha256(url.encode()).hexdigest()[:12]}'
 
+# %% ../../nbs/data/29_shards.ipynb #987e43e3
 def _read_remote(shard: str, first: int, size: int, crc: int) -> bytes:
     "The bytes of a picture in a shard on a server, or what is kept of it."
     base, name = shard.rsplit('/', 1)
@@ -287,11 +292,11 @@ def open_store(url: str, # of a folder that was prepared with shards
         if not told.exists() or told.read_bytes() != (new/'remote.json').read_bytes():
             for name in STORE_FILES: _fetch_file(f'{url}/{name}', new/name, record['shards']['sha256'][name])
             record['shards']['base'] = f'{url}/shards'
-            save_json(record, new/'prepared.json')
+            save_json(record, new/'prepared.json', seal=True)
             if folder.exists(): folder.rename(Path(tmp)/'old')
             with suppress(OSError): new.rename(folder) # another process was quicker
     room, most = _room(folder), {}
     for name, size in record['shards']['files'].items(): most[name] = min(size, max(room - sum(most.values()), 0))
-    save_json(most, folder/'kept.json')
+    save_json(most, folder/'kept.json', seal=True)
     _kept.cache_clear()
     return folder

@@ -17,7 +17,7 @@ from ..core.boxes import box_iou, sort_corners
 from ..core.images import plot_text
 from ..core.untrusted import escape_csv, escape_html, escape_markdown
 from ..core import environment
-from ..core.files import atomic_write, load_json, project_root, sha256
+from ..core.files import load_json, project_root, save_json, sha256
 from ..core.console import log_line
 from ..core.environment import cpu_name
 from ..network.checkpoints import load_checkpoint
@@ -113,8 +113,7 @@ def write_record(folder, # of a run, or inside one
         info |= dict(network=params_and_macs(detector, size),
                      latency=_latency(detector, size, own.get('dtype', 'float32')))
     if weights: info['weights'] = _file_entry(weights, project_root())
-    text = json.dumps(runs.json_ready(info), indent=1, ensure_ascii=False)
-    with atomic_write(folder/'judged.json') as p: p.write_text(text, encoding='utf-8')
+    save_json(runs.json_ready(info), folder/'judged.json', seal=True, indent=1)
     return folder/'judged.json'
 
 # %% ../../nbs/evaluation/63_leaderboard.ipynb #9ff46f7e
@@ -125,7 +124,7 @@ def time_together(folders: list, # of runs; those without judged.json or weights
     nets, times = {}, {}
     for f in map(Path, folders):
         if not all((f/k).is_file() for k in ('judged.json', 'weights/best.pt')): continue
-        own, d = load_json(f/'judged.json').get('own') or {}, load_checkpoint(f/'weights/best.pt').eval()
+        own, d = _read_judged(f/'judged.json')['own'] or {}, load_checkpoint(f/'weights/best.pt').eval()
         nets[f.name] = d, [own.get(k) or v for k, v in zip(('width', 'height'), d.size)], own.get('dtype', 'float32')
     for _ in range(rounds):
         for name, args in nets.items(): times.setdefault(name, []).append(_latency(*args, n=1)['ms'])
@@ -138,13 +137,16 @@ def _run_info(folder: Path, # that was judged
              ) -> dict: # of run.json; empty where there is none
     "What the run says that a judged folder belongs to."
     while not (folder/'run.json').exists() and folder != top: folder = folder.parent
-    return json.loads((folder/'run.json').read_text(encoding='utf-8')) if (folder/'run.json').exists() else {}
+    return runs.Run.open(folder.name, folder.parent).info if (folder/'run.json').exists() else {}
+
+def _read_judged(path: Path) -> dict: # judged.json
+    return load_json(path, ('numbers', 'truth', 'interval', 'own', 'way', 'predictions', 'evaluator'))
 
 def _read_row(path: Path, # judged.json
               folder: Path, # where runs lie
              ) -> dict:
     "A row of the leaderboard."
-    j, i = json.loads(path.read_text(encoding='utf-8')), _run_info(path.parent, folder)
+    j, i = _read_judged(path), _run_info(path.parent, folder)
     get, short = lambda d, *k: (d.get(k[0]) or {}).get(k[1]), lambda s: (s or '')[:10]
     n, t, (low, high) = j['numbers'], j['truth'], j['interval']['AP']
     row = dict(name=path.parent.relative_to(folder).as_posix(), stage=i.get('stage', ''), AP=n['AP'], low=low,
@@ -190,7 +192,7 @@ def read_rows(folder=None, # where runs lie; None: runs
     for p in sorted(folder/f for n in ('*/judged.json', '*/*/judged.json') for f in glob(n, root_dir=folder)):
         try: out.append(_read_row(p, folder))
         except FileNotFoundError: continue             # a run that is being removed
-        except (OSError, ValueError, KeyError, TypeError) as e:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             log_line(f'{p.parent.name}: judged.json cannot be read ({type(e).__name__}: {e}), passed over')
     return _rank_rows(out)
 
@@ -360,7 +362,7 @@ def _load_record(name: str, folder=None) -> tuple: # judged.json's folder, its c
         there = [r['name'] for r in read_rows(folder)]
         raise LeaderboardError(f'{name}: nothing was judged there'
                                + (f'; there are {", ".join(there[-12:])}' if there else ''))
-    return at, json.loads((at/'judged.json').read_text(encoding='utf-8'))
+    return at, _read_judged(at/'judged.json')
 
 def _load_truth(where: dict, # data and split
                ) -> Table:

@@ -6,11 +6,13 @@
 __all__ = ['read_config', 'to_deepstream']
 
 # %% ../../nbs/export/70_deepstream.ipynb #8d206902
+from dataclasses import replace
 from pathlib import Path
+from ..core.files import names_text
 from ..network.cfg import Cfg
 from ..network.model import Detector
 from . import compatibility
-from .bundles import Export, ExportError, new_paths, raise_on_mismatch, to_onnx, write_darknet, write_text
+from .bundles import Export, ExportError, finish, new_paths, to_darknet, to_onnx, write_text
 
 # %% ../../nbs/export/70_deepstream.ipynb #21a21b89
 # mode of images.letterbox → maintain-aspect-ratio, symmetric-padding
@@ -244,13 +246,14 @@ def to_deepstream(detector: Detector,
     _check_request(detector, via, mode, precision, form)
     _check_values(detector, batch, conf, iou, topk, per_class)
     name, folder = detector.cfg.name, Path(folder)
-    config, labels, *pages = new_paths(folder, 'config_infer_primary.txt', 'labels.txt', 'deepstream_app_config.txt',
-                                       'README.md')
+    ours = 'config_infer_primary.txt', 'labels.txt', 'deepstream_app_config.txt', 'README.md'
+    theirs = [f'{name}{s}' for s in (('.onnx',) if via == 'onnx' else ('.cfg', '.weights', '.names', '-opencv.cfg'))]
+    config, labels, *pages = new_paths(folder, *ours, *theirs)[:4]
     if via == 'onnx':
         low = min([conf, *per_class.values()])
         e = to_onnx(detector, folder, form, conf=low, iou=iou, max_det=topk, images=images, mode=mode, log=log)
-    else: e = raise_on_mismatch(write_darknet(detector, folder, images=images, mode=mode, target='deepstream'), log)
-    write_text(labels, ''.join(f'{n}\n' for n in detector.names))
+    else: e = to_darknet(detector, folder, images=images, mode=mode, target='deepstream', log=log)
+    write_text(labels, names_text(detector.names))
     own = _network_keys(name, via, precision, batch) + _picture_keys(mode, detector.cfg.net.int('channels', 3))
     attributes = {'class-attrs-all': _attribute_keys(conf, iou, topk)} | {
         f'class-attrs-{detector.names.index(n)}': _attribute_keys(v, iou, topk) for n, v in per_class.items()}
@@ -259,4 +262,5 @@ def to_deepstream(detector: Detector,
     plain = Detector(Cfg.read(folder/f'{name}.cfg')) if via == 'darknet' else None
     _check_bundle(e, folder, name, plain, detector.nc)
     e.files += [config, labels, *pages]
+    finish(replace(e, files=[config]))
     return e

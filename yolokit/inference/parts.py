@@ -6,7 +6,7 @@
 __all__ = ['detect_in_parts']
 
 # %% ../../nbs/inference/54_parts.ipynb #1f94d9fa
-import hashlib, importlib, io, json, os, shutil, sys, time
+import hashlib, importlib, io, json, os, shutil, sys, time, zipfile, zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -74,6 +74,14 @@ def _write_part(path: Path, found: Table) -> None:
     with atomic_write(path) as p: p.write_bytes(held.getvalue())
 
 # %% ../../nbs/inference/54_parts.ipynb #1ef931be
+def _load_part(path: Path) -> tuple | None: # columns, what else was said; None where it is not there, or damaged
+    "A part that was written."
+    try:
+        with np.load(path) as z:
+            return {c: z[c] for c in z.files if c != 'left'}, json.loads(z['left'].tobytes())
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, SyntaxError,
+            NotImplementedError, RuntimeError): return None
+
 def _do_part(folder: Path, k: int, batch: Batch, quick: Detector, table: Table, seconds: dict, **how) -> None:
     "Look at the pictures of a part and write what is found; `seconds` gets what it took."
     found = detect_batches(quick, [batch], table, seconds=seconds, **how)
@@ -161,9 +169,8 @@ def _gather(folder: Path, job: dict, table: Table, names: list) -> Table:
     "All parts as one table, in the order of its images."
     boxes, left = [], dict(unreadable=[], over_top=0, undecided=0, full=0)
     for k in range(len(job['parts'])):
-        with np.load(folder/f'{k:06d}.npz') as z:
-            said = json.loads(z['left'].tobytes())
-            boxes.append({c: z[c] for c in z.files if c != 'left'})
+        columns, said = _load_part(folder/f'{k:06d}.npz')
+        boxes.append(columns)
         left['unreadable'] += [tuple(u) for u in said['unreadable']]
         for c in _LEFT[1:]: left[c] += said.get(c, 0)
     columns = {c: np.concatenate([b[c] for b in boxes]) for c in boxes[0]} if boxes else {}
@@ -211,7 +218,7 @@ if __name__ == '__main__' and '__file__' in globals():
 # %% ../../nbs/inference/54_parts.ipynb #29a557c7
 def _complete(folder: Path, job: dict, detector: Detector, table: Table, processes: int, log=None) -> None:
     "Do what is missing of a job."
-    todo = [k for k in range(len(job['parts'])) if not (folder/f'{k:06d}.npz').exists()]
+    todo = [k for k in range(len(job['parts'])) if not _load_part(folder/f'{k:06d}.npz')]
     done, n = len(job['parts']) - len(todo), sum(len(job['parts'][k][0]) for k in todo)
     if done: log_line(f'{done} of {len(job["parts"])} parts are there already, in {folder}', log)
     if not todo: return

@@ -218,10 +218,17 @@ def _reduce_memory(run: Run, t: TrainState,
     if t.ddp: raise TrainError(f'step {t.step}: out of memory in process {t.team.rank} ({why}); '
                                f'resumed, the run goes on with less: {what}')
 
+# %% ../../nbs/training/47_guards.ipynb #e838a558
 def memory_levels(run: Run) -> list: # of (step, level)
     "What a run has written down."
     m = runs.read_csv(run.folder/'memory.csv')
-    return [(int(s), int(r)) for s, r in zip(m['step'], m['rung'])] if m else []
+    told = [(r['step'], r['rung'], r['rank']) for r in run.info.get('memory', [])] # of the first process
+    try: rows = [tuple(map(int, r)) for r in zip(m['step'], m['rung'], m['rank'])] if m else []
+    except (KeyError, ValueError): rows = None
+    if rows is None or {*told} ^ {r for r in rows if r in told or r[2] == 0}:
+        raise TrainError(f'{run.folder/"memory.csv"} is damaged: it says at which steps the run did with less memory. '
+                         'Put back a copy')
+    return [r[:2] for r in rows]
 
 # %% ../../nbs/training/47_guards.ipynb #d80c64a6
 def gradients_within_memory(run: Run, t: TrainState, batches: StepBatches) -> dict: # () each: losses of this process

@@ -20,9 +20,10 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 class StopFlag:
     "Whether the run is to end: `why` is '' until then. `at_once`: no step is under way, the signal may raise."
-    def __init__(self): self.why, self.at_once, self.orphan = '', False, False
+    def __init__(self): self.why, self.at_once, self.orphan, self.then = '', False, False, None
     def ask(self, why):
         again, self.why = self.why, self.why or why
+        if self.then and not again: self.then() # the loader, see Loader.watch_stop
         # the second Ctrl-C of somebody who will not wait, or the first while nothing can be lost
         if again == why == 'Ctrl-C' or self.at_once: raise TrainingInterrupted(f'stopped: {why}')
     @contextmanager

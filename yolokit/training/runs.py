@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['RunError', 'runs_folder', 'json_ready', 'is_process_alive', 'this_process', 'Run', 'lock_run', 'unlock_run',
-           'list_runs', 'finished_runs', 'latest_run', 'append_csv_row', 'read_csv', 'truncate_csv', 'save_tensors',
-           'save_run_checkpoint', 'load_run_checkpoint', 'checkpoint_digest']
+           'list_runs', 'finished_runs', 'latest_run', 'append_csv_row', 'read_csv', 'csv_mark', 'truncate_csv',
+           'save_tensors', 'save_run_checkpoint', 'load_run_checkpoint', 'checkpoint_digest']
 
 # %% ../../nbs/training/42_runs.ipynb #7797a8ea
-import csv, dataclasses, errno, hashlib, json, math, os, re, shutil, socket, time
+import csv, dataclasses, errno, hashlib, math, os, re, shutil, socket, time
 try: import fcntl
 except ImportError: fcntl = None     # not on Windows
 from contextlib import nullcontext, suppress
@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
 import numpy as np, torch
-from ..core.files import atomic_write, numbered_dir, patch, project_root, sha256
+from ..core.untrusted import quote
+from ..core.files import (atomic_write, FormatError, load_json, numbered_dir, patch, project_root, save_json,
+                                sha256)
 from ..core.console import log_line
 
 # %% ../../nbs/training/42_runs.ipynb #a135a05f
@@ -89,7 +91,7 @@ def _take_unused(where: Path, stem: str, # of the stage
 # %% ../../nbs/training/42_runs.ipynb #9e20f994
 def _named_dir(where: Path, name: str) -> Path:
     "A new folder of this name; a `RunError` where the name is no name, or taken."
-    if not re.fullmatch(r'\w[\w.+-]{0,99}', name):
+    if not re.fullmatch(r'\w[\w.+-]{0,99}', name) or len(name.encode()) > 200:
         raise RunError(f'run name {name!r}: letters, digits and . _ + - only, and no folder')
     path = where/name
     where.mkdir(parents=True, exist_ok=True)
@@ -109,7 +111,7 @@ def _new_run(stage: str, # first part of the name
     run = _take_unused(where, stage, name) or Run(_named_dir(where, name) if name else numbered_dir(where, stage))
     path, run.info = run.folder, {}
     for sub in ('weights', 'checkpoint', 'plots'): (path/sub).mkdir()
-    born = dict(name=path.name, stage=stage, state='new', started=time.strftime('%Y-%m-%d %H:%M:%S'))
+    born = dict(name=path.name, stage=stage, state='new', started=time.strftime('%Y-%m-%d %H:%M:%S'), at=time.time())
     return run.update(**born | this_process() | facts)
 
 # %% ../../nbs/training/42_runs.ipynb #ce668525
@@ -122,11 +124,31 @@ def _open_run(name: str, # of a run, or its folder
         there = sorted(p.parent.name for p in runs_folder(folder).glob('*/run.json'))
         known = f'; there are {", ".join(there[-12:])}' if there else ': there are no runs yet'
         raise RunError(f'no run {name}{known}')
-    try: info = json.loads((path/'run.json').read_text(encoding='utf-8'))
-    except ValueError as e:
+    try: info = _read_info(path)
+    except FormatError as e:
         raise RunError(f'run {name}: its run.json is damaged ({e}), so it cannot go on; its weights and checkpoints '
                        f'are untouched, in {path.name}/weights and checkpoint') from None
     return _note_death(Run(path, info))
+
+_TEXTS, _OBJECTS = 'name stage state started ended host parent'.split(), 'config recipe data network result'.split()
+
+def _read_info(path: Path) -> dict: # of a run's folder
+    "run.json; FormatError where it is damaged, or a field is not what it should be."
+    info = load_json(path/'run.json', ('state',))
+    for keys, kind, what in ((_TEXTS, str, 'text'), (_OBJECTS, dict, 'an object')):
+        for k in keys:
+            if not isinstance(info.get(k, kind()), kind | None):
+                raise FormatError(path/'run.json', f'{k} is {quote(info[k])}', f'It should be {what}.')
+    if info.get('parent') == path.name: raise FormatError(path/'run.json', 'the run is its own parent', 'Restore it.')
+    return info
+
+# %% ../../nbs/training/42_runs.ipynb #0d19480a
+def _instant(info: dict) -> float: # seconds since 1970: clocks are put back, and machines stand in several time zones
+    "When a run ended, or began."
+    if isinstance(at := info.get('at'), int | float): return at # runs before December 2026 have texts only
+    text = info.get('ended') or info.get('started') or ''
+    try: return time.mktime(time.strptime(text, '%Y-%m-%d %H:%M:%S'))
+    except (ValueError, OverflowError): return 0.
 
 # %% ../../nbs/training/42_runs.ipynb #f8d7ed3d
 @dataclass
@@ -155,6 +177,9 @@ class Run:
     def trained(self) -> bool: # is there anything to go on with?
         return any(any(self.folder.glob(g)) for g in ('checkpoint/step-*.sha256', 'weights/*.pt'))
 
+    @property
+    def instant(self) -> float: return _instant(self.info)
+
     new, open = staticmethod(_new_run), staticmethod(_open_run)
 
 # %% ../../nbs/training/42_runs.ipynb #c30d21d2
@@ -163,8 +188,8 @@ def update(self: Run, **facts) -> Run: # facts: names and values, as run.json ge
     "Put facts into run.json, whole or not at all."
     self.info |= json_ready(facts)
     if self.quiet: return self
-    text = json.dumps(self.info, indent=1, ensure_ascii=False)
-    with atomic_write(self.folder/'run.json') as p: p.write_text(text, encoding='utf-8')
+    if 'ended' in facts: self.info['at'] = time.time()
+    save_json(self.info, self.folder/'run.json', seal=True, indent=1)
     return self
 
 # %% ../../nbs/training/42_runs.ipynb #997a1954
@@ -188,14 +213,18 @@ def unlock_run(run: Run) -> None:
     run.lock = None
 
 # %% ../../nbs/training/42_runs.ipynb #89e8ecfe
+_told = set() # damaged runs that this process has spoken of
+
 def list_runs(folder=None, # where the runs are; None: runs/ of the checkout
              ) -> list[Run]: # oldest first
-    "Every run there is; a folder whose run.json cannot be read is left out."
+    "Every run there is; one whose run.json is damaged is left out, which is said."
     found = []
     for p in runs_folder(folder).glob('*/run.json'):
-        try: found.append(_note_death(Run(p.parent, json.loads(p.read_text(encoding='utf-8')))))
-        except (OSError, ValueError): continue  # being made, or being removed
-    return sorted(found, key=lambda r: (r.info.get('ended') or r.info.get('started') or '', r.name))
+        try: found.append(_note_death(Run(p.parent, _read_info(p.parent))))
+        except FormatError as e:
+            if p.exists() and p not in _told: log_line(f'run {p.parent.name} is left out: {e}'); _told.add(p)
+        except OSError: continue  # being made, or being removed
+    return sorted(found, key=lambda r: (r.instant, r.name))
 
 def _made_by_machine(r: Run) -> bool:
     "Is it one of many that an app made: a trial of a sweep, a fold, the training of a capsule again?"
@@ -244,24 +273,51 @@ def append_csv_row(path, # CSV file, made if it is not there
 
 # %% ../../nbs/training/42_runs.ipynb #302a318a
 def read_csv(path) -> dict[str, np.ndarray]: # columns; text stays text, an empty cell is nan
-    "A CSV file's columns; {} where there is none."
+    "A CSV file's columns, without rows that are longer or shorter than its head; {} where there is none."
     if not Path(path).exists(): return {}
-    with open(path, newline='') as f: rows = list(csv.DictReader(f))
-    number = lambda s: float(s) if s else math.nan
-    columns = {}
-    for c in rows[0] if rows else ():
-        try: columns[c] = np.array([number(r[c]) for r in rows])
-        except ValueError: columns[c] = np.array([r[c] for r in rows], object)
+    with open(path, newline='', encoding='utf-8', errors='replace') as f:
+        head, *rows = list(csv.reader(line.replace('\0', '') for line in f)) or [[]]
+    rows, columns = [r for r in rows if len(r) == len(head)], {}
+    def number(s):
+        try: return float(s or 'nan')
+        except ValueError: return None
+    for k, c in enumerate(head if rows else ()):
+        v = [number(r[k]) for r in rows]
+        text = all(x is None for x in v) # a damaged cell among numbers is none
+        columns[c] = np.array([r[k] for r in rows], object) if text else np.array([math.nan if x is None else x
+                                                                                   for x in v])
     return columns
+
+# %% ../../nbs/training/42_runs.ipynb #a8655777
+def csv_mark(path, # of a CSV file
+             size: int | None = None, # bytes; None: all of them
+            ) -> list: # bytes, their sha256, the first line; [] where there is no file
+    "What tells later that the rows up to here are those that were written."
+    if not Path(path).is_file(): return []
+    data = Path(path).read_bytes()[:size]
+    head = data.partition(b'\n')[0].decode(errors='replace')
+    return [len(data), hashlib.sha256(data).hexdigest(), head]
+
+# %% ../../nbs/training/42_runs.ipynb #4198ba58
+def _keep_damaged(path: Path, head: str, # its first line, as it was written
+                  tell) -> None:
+    "Keep a copy of a table that is not what was written, and give it its first line."
+    shutil.copyfile(path, path.with_name(f'{path.name}.damaged'))
+    tell(f'{path.name} is not what was written up to the checkpoint, so a number in it may be wrong: as it was found '
+         f'it is kept in {path.name}.damaged')
+    rest = path.read_bytes().partition(b'\n')[2]
+    path.write_bytes(head.encode() + b'\n' + rest)
 
 # %% ../../nbs/training/42_runs.ipynb #8675ebdb
 def truncate_csv(path, # CSV file
                  step: int, # last step to keep
                  tell=log_line, # gets a line about damaged rows
+                 was: list | None = None, # what `csv_mark` said when the checkpoint was written
                 ) -> None:
     "Drop the rows past a step; damaged ones go, too, and that is said."
     path = Path(path)
     if not path.exists(): return
+    if was and csv_mark(path, was[0]) != was: _keep_damaged(path, was[2], tell)
     head, *rows = path.read_text(errors='replace').splitlines() or ['']
     columns = head.split(',')
     if 'step' not in columns or '\ufffd' in head:

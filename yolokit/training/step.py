@@ -320,6 +320,7 @@ class StepBatches:
     draw: Callable # () -> the batches
     plan: list # of each batch: its size (w, h) px, and whether the gradients start anew with it
     seed: int # of the run
+    first: int = 0 # number of the first batch
 
 class StepPlanner:
     "Which batches any step is made of, and in which sizes."
@@ -337,7 +338,7 @@ class StepPlanner:
         "The batches of a step."
         first, fresh, end = batches_of_step(self.recipe, step, self.per)
         plan = [(size_of_batch(k, self.sizes, self.seed, self.per), k == fresh) for k in range(first, end)]
-        return StepBatches(lambda: self.watch(self.feed(first, end - first)), plan, self.seed)
+        return StepBatches(lambda: self.watch(self.feed(first, end - first)), plan, self.seed, first)
 
 # %% ../../nbs/training/46_step.ipynb #89a7e26c
 def _batchnorm_buffers(t: TrainState) -> list: # of tensors

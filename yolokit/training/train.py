@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Callable
 import numpy as np, torch
 from torch import nn
-from ..core.files import atomic_write
+from ..core.files import atomic_write, save_json
 from ..core.console import progress_bar
 from ..network import checkpoints
 from ..network.model import Detector
-from ..data.loader import Loader, tuned_malloc
+from ..data.loader import Loader, StuckLoader, tuned_malloc
 from . import compile, runs
 from .optim import reduce_on_plateau, set_lr
 from .deadline import Course
@@ -51,7 +51,10 @@ def save_detector(path, # .pt
 def _save_state(run: Run, t: TrainState) -> float: # when, in seconds of the monotonic clock
     "Write a checkpoint; a disk that is full costs this one, not the training and not the one before."
     try:
-        if t.team.first: runs.save_run_checkpoint(run.folder/'checkpoint', checkpoint_state(t), t.step)
+        if t.team.first:
+            marks = {k: runs.csv_mark(run.folder/f'{k}.csv') for k in ('steps', 'speed', 'metrics')}
+            runs.save_run_checkpoint(run.folder/'checkpoint', checkpoint_state(t), t.step)
+            save_json(dict(step=t.step, tables=marks), run.folder/'checkpoint/tables.json', seal=True)
     except OSError as e:
         run.say(f'checkpoint of step {t.step} could not be written ({e}); the one before it is still good')
     return time.monotonic()
@@ -261,6 +264,15 @@ def _surroundings(run: Run, t: TrainState, loader: Loader, sizes: list, stop: St
     memory = tuned_malloc() if t.dev.type == 'cpu' else nullcontext()
     with memory, own_random, compiled, bar as shown: yield shown
 
+# %% ../../nbs/training/50_train.ipynb #8703ff52
+def _step_or_stop(run: Run, t: TrainState, batches: StepBatches,
+                  untouched: Callable) -> tuple: # untouched: () -> is the step before the last thing that was done?
+    "`train_step`; where the loader hangs and the run is to stop, a checkpoint if one can be made, and its end."
+    try: return train_step(run, t, batches)
+    except StuckLoader as e:
+        if untouched(): _save_state(run, t)
+        raise TrainingInterrupted(f'stopped by {run.stop.why} after step {t.step}; {e}') from None
+
 # %% ../../nbs/training/50_train.ipynb #580cd1ef
 def fit(run: Run, # its folder gets rows, weights and checkpoints
         t: TrainState, # of `init_training`
@@ -271,7 +283,9 @@ def fit(run: Run, # its folder gets rows, weights and checkpoints
        ) -> TrainState: # the same, trained
     "Train; the weights to use are in weights/best.pt afterwards."
     check_batch_size(t.recipe, t.team, loader.n)
-    t.ladder, per, run.stop = memory_levels(run), len(loader), stop or StopFlag()
+    t.ladder, per = memory_levels(run), len(loader)
+    run.stop = stop or StopFlag()
+    loader.watch_stop(run.stop)
     if getattr(loader, 'unlabelled', None) is not None: t.loss.ignore(loader.unlabelled)
     wrap_ddp(t)
     course = options.course or Course(t.recipe, per)
@@ -300,7 +314,8 @@ def fit(run: Run, # its folder gets rows, weights and checkpoints
             # forward, backward, clip
             checks.begin(t)
             batches = batches_of(t.step)
-            losses, norm = train_step(run, t, batches)
+            whole = lambda: batches_of.feed.at == batches.first and not checks.pending
+            losses, norm = _step_or_stop(run, t, batches, whole)
 
             # step, or none of it: what all processes found decides, now or a few steps later
             results = checks.add(StepResult(losses, norm, lrs['weight']), _must_check(t, checks, asked, course))
