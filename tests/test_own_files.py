@@ -198,7 +198,7 @@ def predictions_json(d):
 @kind
 def part_of_detections(d):
     t = Table.make(dict(file=['a.jpg']), dict(image=[0], category=[0], x0=[1], y0=[1], x1=[30], y1=[30], score=[.5]),
-                   ['car'], None, dict(unreadable=[], over_top=0, undecided=0))
+                   ['car'], None, dict.fromkeys(parts._LEFT, 0) | dict(unreadable=[]))
     parts._write_part(d/'000000.npz', t)
     def read():
         if not (got := parts._load_part(d/'000000.npz')): # it is done again

@@ -139,6 +139,7 @@ def _read_info(path: Path) -> dict: # of a run's folder
         for k in keys:
             if not isinstance(info.get(k, kind()), kind | None):
                 raise FormatError(path/'run.json', f'{k} is {quote(info[k])}', f'It should be {what}.')
+    if info['state'] is None: raise FormatError(path/'run.json', 'its state is null', 'Put back a copy.')
     if info.get('parent') == path.name: raise FormatError(path/'run.json', 'the run is its own parent', 'Restore it.')
     return info
 
