@@ -198,7 +198,9 @@ def public_names():
 
 def test_public_names_are_few_and_each_has_one_meaning():
     names = [n for ns in public_names().values() for n in ns]
-    assert len(names) <= 740  # 700 for what 0.1.0 could do (issue on rooms); the rest for what came after it
+    # 700 for what 0.1.0 could do (issue on rooms); the rest for what came after it: shards, runtimes, certificates,
+    # the way to the device, thresholds and slices, conversions, the index
+    assert len(names) <= 770
     twice = sorted(n for n in set(names) if names.count(n) > 1)
     assert not twice, f'in two modules: {twice}'
 
@@ -223,7 +225,9 @@ def test_the_library_does_not_grow_unseen():
 
     0.1.0 (commit 57f959e) had 252,194; the rooms, with `papermill` for the terminal, had 252,103.
     Since then: folders as people have them, readings of whole sets, ignored regions, deadlines, longer runs, ranges of
-    every number, cross-validation, capsules, nineteen more formats and archives.
+    every number, cross-validation, capsules, nineteen more formats and archives; then
+    checkpoints of every YOLOv5 and of YOLOv7, OpenVINO and ncnn, certificates, AP on the way to DeepStream, thresholds,
+    conversions, an inspector that browses, tables by columns.
     Raise the number only with a reason."""
     empty = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
     n = 0
@@ -231,7 +235,7 @@ def test_the_library_does_not_grow_unseen():
         if p.name == '_modidx.py': continue
         found = tokenize.generate_tokens(io.StringIO(p.read_text(encoding='utf-8')).readline)
         n += sum(t.type not in empty for t in found)
-    assert n <= 350_000, n
+    assert n <= 360_000, n
 
 
 # ---------------------------------------------------------------- apps, imports, dependencies

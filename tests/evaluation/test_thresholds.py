@@ -88,8 +88,8 @@ def test_thresholds_travel(tmp_path, monkeypatch):
     said = evaluate.shipping_report(c, truth, found, tmp_path)
     least = read_thresholds(str(tmp_path/'thresholds.json'))
     assert list(least) == ['차', 'bus'] and 'thresholds for cost: 차=' in said[0] and sum('slice' in s for s in said) == 2
-    made = {p.name for p in tmp_path.iterdir()}
-    assert made == {'thresholds.json', 'thresholds.csv', 'slices.csv', 'calibration.png'}
+    files = {'thresholds.json', 'thresholds.csv', 'slices.csv', 'calibration.png'}
+    assert {p.name for p in tmp_path.iterdir()} == files
     monkeypatch.setattr(infer, 'run_detect', lambda c, d, what, log: found)
     how = infer.InferConfig(per_class=str(tmp_path/'thresholds.json'))
     kept = infer.detect_and_record(how, torch.nn.Identity(), truth, tmp_path)

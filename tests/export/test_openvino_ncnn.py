@@ -35,7 +35,8 @@ def test_a_blob_has_one_reader():
 
 
 def test_depthwise_sections_are_lowered():
-    text = ('[net]\nwidth=32\nheight=32\nchannels=3\n[convolutional]\nfilters=8\nsize=3\nstride=2\npad=1\nactivation=leaky\n'
+    text = ('[net]\nwidth=32\nheight=32\nchannels=3\n'
+            '[convolutional]\nfilters=8\nsize=3\nstride=2\npad=1\nactivation=leaky\n'
             '[depthwise]\nbatch_normalize=1\nfilters=8\nsize=3\nstride=1\npad=1\nactivation=leaky\n'
             '[convolutional]\nfilters=6\nsize=1\nactivation=linear\n[yolo]\nmask=0\nanchors=5,6\nclasses=1\nnum=1\n')
     d = Detector(Cfg(text, 'd.cfg')).eval()

@@ -81,7 +81,8 @@ def test_an_orientation_is_applied_once(tmp_path, turn, kind):
 # nothing is cut in silence
 
 @pytest.mark.parametrize('bad,words', [
-    (dict(conf=25), 'conf=0.25'), (dict(conf=-.1), 'conf=-0.1'), (dict(iou=60), 'iou=0.6'), (dict(max_det=-5), 'max_det'),
+    (dict(conf=25), 'conf=0.25'), (dict(conf=-.1), 'conf=-0.1'), (dict(iou=60), 'iou=0.6'),
+    (dict(max_det=-5), 'max_det'),
     (dict(bs=0), 'bs=0'), (dict(dtype='half'), 'float16'), (dict(tile=8), 'at least tile=32'),
     (dict(workers=-1), 'workers')])
 def test_numbers_that_mean_nothing(tmp_path, bad, words):
