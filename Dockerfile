@@ -11,7 +11,7 @@
 # docker run ... yolokit-run yolokit train data=my-photos stage=finetune
 FROM python:3.11-slim AS base
 
-# gcc/g++: compile=True (45_compile); libgl1, libglib2.0-0: opencv-python; fonts-nanum: Korean labels
+# gcc/g++: compile=True (46_compile); libgl1, libglib2.0-0: opencv-python; fonts-nanum: Korean labels
 RUN apt-get update && apt-get install -y --no-install-recommends \
         gcc g++ make git libgl1 libglib2.0-0 fonts-nanum && rm -rf /var/lib/apt/lists/*
 

@@ -22,7 +22,7 @@ setup: $(VENV)/.ready
 
 # uv resolves and links in seconds what pip takes minutes for; the versions are those of constraints.txt.
 # editable_mode=compat: a path instead of an import hook, which a folder named yolokit (the clone, seen from its parent)
-# would hide. install_papermill: see nbs/apps/91_command_line.ipynb.
+# would hide. install_papermill: see nbs/apps/97_command_line.ipynb.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "yolokit needs Python 3.11 or later, '$(PYTHON)' is older: make setup PYTHON=python3.11"; exit 1; }
 	@echo 'setup 1/3: an environment in $(VENV), and uv, which fetches the rest'

@@ -1,4 +1,4 @@
-"""What the cut of a submission costs on real detections: the table of 64_submission.
+"""What the cut of a submission costs on real detections: the table of 66_submission.
 
     python bench/cuts.py             # trains what is not there yet (about five minutes on one core), then the table
     python bench/cuts.py lot         # one of the two

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 HERE, SIZE, BATCH, BOXES = Path(__file__).resolve().parents[1], 320, 16, 8
-NEAR = 128                                             # see 30_loader
+NEAR = 128                                             # see 31_loader
 
 
 # What both sides get

@@ -1,5 +1,5 @@
-"""Every file that yolokit writes and reads again, with bits flipped, cut short, zeroed, emptied: what is read is what was
-written, or an error names the file, or what it held is made again. A few of each kind here, 100 in `make soak`."""
+"""Every file that yolokit writes and reads again, with bits flipped, cut short, zeroed, emptied: what is read is what
+was written, or an error names the file, or what it held is made again. A few of each kind here, 100 in `make soak`."""
 import json, os, random, shutil
 
 import numpy as np, pytest, torch
@@ -274,7 +274,8 @@ def sweep_json(d):
 @kind
 def decisions_json(d):
     "Written by hand, too: no checksum, every field is looked at."
-    rows = [dict(box=k, reason=next(iter(checks.FINDING_TYPES)), file=f'{k}.jpg', decision='accept', after=[1., 2., 3., 4.])
+    reason = next(iter(checks.FINDING_TYPES))
+    rows = [dict(box=k, reason=reason, file=f'{k}.jpg', decision='accept', after=[1., 2., 3., 4.])
             for k in range(5)]
     files.save_json(rows, d/'decisions.json', indent=1)
     def read(): repair.load_decisions(d/'decisions.json')

@@ -213,8 +213,9 @@ def ap(value):
 def slow(): wrap(optim.EMA, 'update', before=lambda *a: time.sleep(1), nth=0)
 
 
-FAULTS = dict(worker=worker, stuck=stuck, full=full, oom=oom, nan=nan, image=image, signal=told, orphan=orphan, slow=slow,
-              shell_gone=shell_gone, nohup=nohup, torch_full=torch_full, ap=ap)
+FAULTS = dict(worker=worker, stuck=stuck, full=full, oom=oom, nan=nan, image=image, signal=told,
+              orphan=orphan, slow=slow, shell_gone=shell_gone, nohup=nohup,
+              torch_full=torch_full, ap=ap)
 
 
 def live(root, config, log, faults=(), every=.0, cache=True):

@@ -61,7 +61,7 @@ def test_networks_are_timed_together(parent):
 
 
 def test_chapters_and_app_are_there():
-    for n in ('compression/74_distill', 'compression/78_pareto', 'apps/88_compress', 'compress'):
+    for n in ('compression/79_distill', 'compression/83_pareto', 'apps/94_compress', 'compress'):
         assert (ROOT/f'nbs/{n}.ipynb').is_file()
 
 

@@ -67,7 +67,7 @@ def test_halves_hold_every_image_and_half_the_boxes():
 
 @pytest.mark.soak
 def test_who_knows_what_is_unlabelled_learns_more():
-    "The whole is not reached in equal steps: .33 of .40, where the rest taken for background gives .31 (see 38_loss)."
+    "The whole is not reached in equal steps: .33 of .40, where the rest taken for background gives .31 (see 39_loss)."
     assert reach('halves') > reach('background')
 
 
