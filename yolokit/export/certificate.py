@@ -19,7 +19,7 @@ from ..data.table import Table
 from ..inference.detect import detect
 from ..evaluation.metrics import coco
 from . import bundles
-from .bundles import Export, new_paths, onnx_session, write_text
+from .bundles import Export, finish, new_paths, onnx_session, write_text
 from .openvino_ncnn import ncnn_runner, openvino_runner
 
 # %% ../../nbs/export/75_certificate.ipynb #e413d868
@@ -187,7 +187,7 @@ def certify(shipped: dict,      # target: Export, each in the folder out/target
         if text := _script_text(target, e, detector, form, **how):
             path, = new_paths(e.files[0].parent, 'detect.py')
             write_text(path, text)
-            e.files.append(path)
+            e.files.append(finish(Export([path])).files[0])
     judged = f'AP: {truth.n_images} validation pictures.' if truth is not None else 'No AP: no validation pictures.'
     run = lambda x: detector.decode(detector(torch.from_numpy(x)))
     with torch.inference_mode():
@@ -200,5 +200,6 @@ def certify(shipped: dict,      # target: Export, each in the folder out/target
              behind=_BEHIND.format(nc=detector.nc, **how))
     write_text(page, text := _page(d))
     save_json(d, data, indent=1)
+    finish(Export([page, data]))
     log_line(text)
     return d

@@ -214,8 +214,8 @@ def to_openvino(detector: Detector,
     ov.save_model(ov.Core().read_model(graph('decoded'), b''), str(xml), compress_to_fp16=half)
     e = Export([xml, weights], ['rows as of the ONNX form decoded'])
     rows, raw = openvino_runner(str(xml)), openvino_runner(graph('raw'))        # the file gives rows only
-    run = rows if half else lambda x: rows(x) + raw(x)
-    return _compare(e, 'openvino', detector, detector, run, openvino_runner(str(xml), False), images, mode, log)
+    run, loose = rows if half else lambda x: rows(x) + raw(x), openvino_runner(str(xml), False)
+    return bundles.finish(_compare(e, 'openvino', detector, detector, run, loose, images, mode, log))
 
 # %% ../../nbs/export/74_openvino_ncnn.ipynb #972b0798
 def to_ncnn(detector: Detector,
@@ -233,4 +233,4 @@ def to_ncnn(detector: Detector,
     with atomic_write(weights) as part: part.write_bytes(numbers)
     e, plain = Export([param, weights], ['blobs in0 and out0']), lower_to_darknet(detector)[0]
     run = ncnn_runner(param, ['out0', *(f'map{i}' for i in range(len(detector.heads)))])
-    return _compare(e, 'ncnn', detector, plain, run, ncnn_runner(param, half=True), images, mode, log)
+    return bundles.finish(_compare(e, 'ncnn', detector, plain, run, ncnn_runner(param, half=True), images, mode, log))

@@ -99,6 +99,8 @@ def _checked_sequence(x):
     raise UnsafeCheckpoint(f'a {type(x).__name__} where a list belongs')
 
 # %% ../../nbs/network/13_safe_pickle.ipynb #80d6a04f
+_EXPANDED = 10**7 # numbers of a tensor that repeats its own; YOLOv5's anchor_grid at 1536 has 221,184
+
 def _rebuild_tensor(storage, offset, shape, stride, *_) -> LazyTensor:
     "torch._utils._rebuild_tensor_v2, with every number checked against the storage."
     short = max(len(_checked_sequence(shape)), len(_checked_sequence(stride))) <= 8
@@ -107,7 +109,9 @@ def _rebuild_tensor(storage, offset, shape, stride, *_) -> LazyTensor:
         raise UnsafeCheckpoint(f'a tensor of shape {quote(shape)}, stride {quote(stride)}, offset {quote(offset)}')
     last = offset + sum((n - 1)*s for n, s in zip(shape, stride))
     own = math.prod(n for n, s in zip(shape, stride) if s)     # an expanded tensor repeats its numbers by a stride of 0
-    if (n := math.prod(shape)) and (last >= storage.numel or own > storage.numel):
+    n = math.prod(shape)
+    if n > max(storage.numel, _EXPANDED): raise UnsafeCheckpoint(f'a tensor of {n:,} numbers, most of them repeated')
+    if n and (last >= storage.numel or own > storage.numel):
         raise UnsafeCheckpoint(f'a tensor of {own:,} numbers, the last at {last:,}, in a storage of {storage.numel:,}')
     if n: storage.budget.draw((last + 1 - offset)*storage.dtype.itemsize)
     return LazyTensor(storage, offset, tuple(shape), tuple(stride))
