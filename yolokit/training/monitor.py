@@ -93,7 +93,9 @@ def _opening(run: Run) -> str:
     start = f'the best weights of {i["parent"]}' if i.get('parent') else i.get('start') or 'none'
     begun = 'random weights' if start == 'none' else start
     made = f' for {i["steps"]:,} steps' if i.get('steps') else ''
-    came = f' It reached AP {r["AP"]:.3f}, AP50 {r.get("AP50", 0):.3f} on the validation pictures.' if 'AP' in r else ''
+    reached = (f'AP {r["AP"]:.3f}, AP50 {r.get("AP50") or 0:.3f}' if r.get('AP') is not None else
+               'no AP' if 'AP' in r else '')
+    came = f' It reached {reached} on the validation pictures.' if reached else ''
     network = (i.get('network') or {}).get('name') or 'A network'
     return escape_markdown(f'{network}, begun from {begun}, learnt{of}{made}.{came}')
 
