@@ -12,8 +12,9 @@ def made(tmp_path, monkeypatch):
     (tmp_path/'settings.ini').write_text('[DEFAULT]\n')
     minutes = iter(range(100))
     def make(name, ap=.3, weights=True, data='mine', stage='finetune', **facts):
-        ended = time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(time.time() - 3600*5 + 60*next(minutes)))
-        run = Run.new(stage, name, **dict(state='finished', ended=ended, result=dict(AP=ap),
+        at = time.time() - 3600*5 + 60*next(minutes)
+        ended = time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))
+        run = Run.new(stage, name, **dict(state='finished', ended=ended, at=at, result=dict(AP=ap),
                       data=dict(source=data, folder=f'data/{data}-prepared', fingerprint=data)) | facts)
         if weights: (run.folder/'weights/best.pt').touch()
         return run

@@ -222,6 +222,7 @@ class _Mallinfo2(ctypes.Structure):
                                               'keepcost'.split()]
 
 
+@pytest.mark.soak                                      # alone: another test of this process may have tuned malloc
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'mallinfo2'), reason='a C library without mallinfo2')
 def test_malloc_is_as_it_was_after_a_training():
     "A map of 64 MB of its own, from the heap while the block runs, and of its own again: a kernel lives on."

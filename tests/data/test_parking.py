@@ -99,7 +99,7 @@ def test_two_that_draw_at_once_both_end_well(tmp_path, monkeypatch):
     monkeypatch.setattr(parking, '_build_parking', sooner)
     assert parking.make_parking(folder, 2, 1, 1, workers=1) == folder
     assert sorted(x.name for x in tmp_path.iterdir()) == ['DATA']
-    monkeypatch.setattr(parking, '_build_parking', lambda part, p, *more: (part.mkdir(), other.mkdir(),
+    monkeypatch.setattr(parking, '_build_parking', lambda part, p, *more: (other.mkdir(),
                                                                            (other/'mine.txt').write_text('')))
     other = tmp_path/'OTHER'
     with pytest.raises(OSError): parking.make_parking(other, 2, 1, 1, workers=1)

@@ -7,6 +7,7 @@ import pytest
 
 import browser
 from small import checkout, environment
+from yolokit.core.files import FormatError
 from yolokit.evaluation import leaderboard as evaluation_leaderboard, metrics
 from yolokit.apps import leaderboard as apps_leaderboard
 from yolokit.apps.train import train, TrainConfig
@@ -109,9 +110,9 @@ def test_what_is_not_what_it_was_is_named(copy):
     val = {i['id'] for i in d['images'] if i.get('split') == 'val' or 'val' in i['file_name']}
     next(a for a in d['annotations'] if a['image_id'] in val)['bbox'][0] += .5
     truth.write_text(json.dumps(d))
-    with pytest.raises(evaluation_leaderboard.LeaderboardError, match='truth in .* is not what it was'):
+    with pytest.raises(FormatError, match='not the file that prepare wrote'):
         evaluation_leaderboard.recompute('baseline-001')
-    with pytest.raises(evaluation_leaderboard.LeaderboardError, match='truth in .* is not what it was'):
+    with pytest.raises(FormatError, match='not the file that prepare wrote'):
         evaluation_leaderboard.compare('baseline-001', 'baseline-002')
     truth.write_text(kept)
     (run/'predictions.json').write_text('[]')

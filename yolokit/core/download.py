@@ -30,7 +30,7 @@ class _ConnectionLost(Exception):
 class _HttpsRedirects(urllib.request.HTTPRedirectHandler):
     "Follows redirections, but none from https to http, and none to ftp."
     def redirect_request(self, req, fp, code, msg, headers, new):
-        fp.read = lambda *_: b'' # urllib would read whatever comes with the redirection
+        if fp: fp.read = lambda *_: b'' # urllib would read whatever comes with the redirection
         if not new.lower().startswith('https:' if req.full_url.lower().startswith('https:') else ('http:', 'https:')):
             raise DownloadError(req.full_url, f'it redirects to {new}, which is not encrypted, or no web address',
                                 'Fetch the file by hand.')

@@ -189,7 +189,7 @@ def update(self: Run, **facts) -> Run: # facts: names and values, as run.json ge
     "Put facts into run.json, whole or not at all."
     self.info |= json_ready(facts)
     if self.quiet: return self
-    if 'ended' in facts: self.info['at'] = time.time()
+    if 'ended' in facts: self.info['at'] = facts.get('at', time.time())
     save_json(self.info, self.folder/'run.json', seal=True, indent=1)
     return self
 
