@@ -102,5 +102,5 @@ def test_two_that_draw_at_once_both_end_well(tmp_path, monkeypatch):
     monkeypatch.setattr(parking, '_build_parking', lambda part, p, *more: (other.mkdir(),
                                                                            (other/'mine.txt').write_text('')))
     other = tmp_path/'OTHER'
-    with pytest.raises(OSError): parking.make_parking(other, 2, 1, 1, workers=1)
+    with pytest.raises(parking.ParkingError, match='another process'): parking.make_parking(other, 2, 1, 1, workers=1)
     assert [x.name for x in other.iterdir()] == ['mine.txt']
