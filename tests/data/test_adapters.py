@@ -171,6 +171,16 @@ def test_what_a_wrong_yaml_says(truth, tmp_path, change, says):
     with pytest.raises(FormatError, match=says): read(tmp_path)
 
 
+@pytest.mark.parametrize('text, says', [
+    ('- file: ' + '['*200_000 + ']'*200_000, 'yaml nested too deep'),        # libyaml would end the process
+    ('- file: ' + '1:'*300 + '1', 'a number of 601 letters'), ('- file: &a x\n- file: *a', r'all.yaml:2: an alias')])
+def test_yaml_records_that_cost_too_much_are_refused_by_name(tmp_path, text, says):
+    (tmp_path/'all.yaml').write_text(text)
+    (tmp_path/'mine.yaml').write_text('adapter: mine\nfiles: all.yaml\nimage: {each: "[]", file: file}\n'
+                                      'box: {each: "boxes[]", class: c, x0: a, x1: b, y0: d, y1: e}\n')
+    with pytest.raises(FormatError, match=says): read(tmp_path, str(tmp_path/'mine.yaml'))
+
+
 def test_a_csv_without_the_column(truth, tmp_path):
     atm_csv(truth, tmp_path, 'utf-8-sig')
     (tmp_path/'atm.yaml').write_text((tmp_path/'atm.yaml').read_text().replace('x0: 좌', 'x0: 왼쪽'))

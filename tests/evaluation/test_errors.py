@@ -48,6 +48,10 @@ def test_report_leads_from_every_number_to_a_picture(tmp_path):
     text = (tmp_path/'오류.html').read_text(encoding='utf-8')
     assert not set(re.findall(r'href="#([^"]+)"', text)) - set(re.findall(r'id="([^"]+)"', text))
     assert text.count('<img') >= 3 and 'src="http' not in text
+    mine, pictures = tmp_path/'오류/메모.txt', sorted(p.name for p in (tmp_path/'오류').iterdir())
+    mine.write_text('mine')
+    errors.error_report(t, d, tmp_path/'오류.html', n=2, most=2)          # once more: other files of the folder stay
+    assert mine.read_text() == 'mine' and len([*mine.parent.glob('*.jpg')]) == len(pictures)
     with pytest.raises(matching.EvaluateError): errors.classify_errors(t, table([[0, 0, 5, 5, 1, 1, .5]]))
 
 

@@ -8,7 +8,7 @@ import torch
 from yolokit.network.cfg import Cfg
 from yolokit.network.model import Detector
 from yolokit.export import compatibility
-from yolokit.export.bundles import _probe_inputs, _try_onnx, relative, smooth_noise, write_darknet
+from yolokit.export.bundles import _probe_inputs, _try_onnx, relative, smooth_noise, _write_darknet
 from yolokit.export.lowering import lower_to_darknet
 from yolokit.export.onnx_graph import build_onnx
 
@@ -24,7 +24,7 @@ def roundtrip(detector: Detector) -> dict: # export → worst difference of the 
                folded=relative(d.fuse()(x, logits=True), maps))
     del d, plain
     with tempfile.TemporaryDirectory() as folder:
-        e = write_darknet(detector, folder)
+        e = _write_darknet(detector, folder)
         out |= dict(files=e.worst('files read back')[0], opencv=e.worst('opencv')[0], notes=e.notes)
         again, name = Detector(Cfg.read(e.files[0])), detector.cfg.name
         seen, plan = compatibility.deepstream(again.cfg), again.cfg.plan()

@@ -81,7 +81,7 @@ def test_files_hold_nothing_that_v5_refuses(tmp_path):
 def in_darknets(d, folder): # Detector → {runtime: gap}
     "Worst gap of the maps in OpenCV and every compiled Darknet, by their scale; the unchanged file's last head."
     w, h = d.size
-    e = bundles.write_darknet(d, folder, target='darknet-v5')
+    e = bundles._write_darknet(d, folder, target='darknet-v5')
     out = dict(opencv=e.worst('opencv')[0])
     again, x = Detector(Cfg.read(e.files[0])), bundles.smooth_noise(1, 3, h, w)
     maps, _ = bundles._reference(d, again, x)

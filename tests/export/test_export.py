@@ -144,7 +144,7 @@ def test_a_thousand_random_networks():
 
 @pytest.mark.parametrize('seed', range(6))
 def test_random_networks_in_opencv(seed, tmp_path):
-    e = bundles.write_darknet(calibrated(some_cfg(seed), seed), tmp_path)
+    e = bundles._write_darknet(calibrated(some_cfg(seed), seed), tmp_path)
     assert e.worst('opencv')[0] <= 1e-4, str(e)
 
 

@@ -22,7 +22,7 @@ from .config import resolve_data
 # %% ../../nbs/apps/86_convert.ipynb #c0a00006
 def _flat_names(t: Table) -> list[str]: # one an image, each once, also without its suffix
     "File names without folders."
-    whole = [normalize_name(f).replace('\\\\', '/').strip('/') for f in t.images['file']]
+    whole = [normalize_name(f).strip('/') for f in t.images['file']]
     stem = lambda f: os.path.splitext(os.path.basename(f))[0].casefold()
     many, out, taken = Counter(map(stem, whole)), [], set()
     for f in whole:

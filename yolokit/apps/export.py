@@ -61,11 +61,6 @@ def _resized(detector: Detector,
     d.load_state_dict(detector.state_dict())
     return d.eval()
 
-# %% ../../nbs/apps/93_export.ipynb #55223df4
-def _least_scores(word: str) -> dict: # class name: score
-    "Of `per_class`."
-    return read_thresholds(str(resolve_path(word)) if word.endswith('.json') else word)
-
 # %% ../../nbs/apps/93_export.ipynb #9b2e6f89
 def _validation_pictures(c: ExportConfig, run) -> Table | None: # run: Run or None
     "Pictures to judge by, evenly from the validation split; None where there are none."
@@ -105,7 +100,7 @@ def export_all(c: ExportConfig) -> dict: # target → Export
     one['ncnn'] = lambda f: to_ncnn(detector, f, pictures)
     one['deepstream'] = lambda f: to_deepstream(detector, f, c.via, c.mode, c.precision, c.batch, c.conf, c.iou,
                                                 c.max_det, images=pictures,
-                                                per_class=_least_scores(c.per_class))
+                                                per_class=read_thresholds(c.per_class))
     shipped, truth = {t: one[t](out/t) for t in to}, _validation_pictures(c, run)
     certify(shipped, detector, out, truth, c.form, conf=c.conf, iou=c.iou, max_det=c.max_det)
     if c.waterfall: _write_waterfall(c, detector, truth, out/'deepstream')

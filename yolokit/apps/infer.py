@@ -56,8 +56,7 @@ def detect_and_record(c: InferConfig, detector: Detector,
                       folder: Path, # to write to
                      ) -> Table: # detections
     "Detect; of a film, a stream or a camera the pictures with their boxes are written meanwhile, to film.mp4."
-    log, word = folder/'log.txt', c.per_class
-    least = read_thresholds(str(resolve_path(word)) if word.endswith('.json') else word)
+    log, least = folder/'log.txt', read_thresholds(c.per_class)
     if not is_video(what) or c.gpus or hasattr(detector, 'members'): found = run_detect(c, detector, what, log)
     else:
         with record_film(what, folder/'film.mp4', list(detector.names), c.show) as each:

@@ -327,22 +327,25 @@ def sweep(c: SweepConfig) -> dict: # value, best: settings, trials: list of dict
     return found
 
 # %% ../../nbs/apps/92_sweep.ipynb #5cfcbc6b
+def _are_numbers(x: list) -> bool: return all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in x)
+
 def _importance(x: list, y: np.ndarray) -> float: # of a parameter, (n,) results -> 0..1
     "How much a parameter has to do with the result: |rank correlation|, or of choices the share of the variance."
     if len(y) < 3 or len({*x}) < 2: return 0.
-    if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in x):
+    if _are_numbers(x):
         rank = lambda v: np.unique(v, return_inverse=True)[1].astype(float)
         a, b = rank(np.array(x, float)), rank(y)
         return float(abs(np.corrcoef(a, b)[0, 1])) if a.std() and b.std() else 0.
     between = sum((y[[v == w for v in x]].mean() - y.mean())**2*sum(v == w for v in x) for w in {*x})
     return float((between/max(((y - y.mean())**2).sum(), 1e-12))**.5)
 
+# %% ../../nbs/apps/92_sweep.ipynb #df31ada8
 def _parallel(ax, rows: list, names: list, y: np.ndarray) -> None: # rows: finished trials
     "Each trial a line over the parameters, coloured by its result."
     columns = []
     for k in names:
         v = [r[k] for r in rows]
-        words = not all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in v)
+        words = not _are_numbers(v)
         order = sorted({*v}, key=str if words else None)
         columns.append([order.index(x)/max(len(order) - 1, 1) for x in v])
         for at in sorted({0, len(order) - 1}):

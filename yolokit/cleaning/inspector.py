@@ -6,7 +6,7 @@
 __all__ = ['Inspector']
 
 # %% ../../nbs/cleaning/36_inspector.ipynb #6f3c7b52
-import base64, json, os
+import base64, json
 try: import fcntl
 except ImportError: fcntl = None     # not on Windows
 from contextlib import contextmanager, nullcontext
@@ -21,7 +21,7 @@ import cv2, numpy as np
 from ..core.untrusted import escape_html, visible
 from ..core.boxes import sort_corners
 from ..core.images import class_color, letterbox
-from ..core.files import atomic_write, FormatError, load_json, normalize_name, patch
+from ..core.files import atomic_write, FormatError, load_json, normalize_name, patch, save_json
 from ..data import formats
 from ..data.table import Table
 from ..data.viewer import (BLUE, draw_image, draw_pair, GREEN, LEGEND, load_image_or_placeholder, RED,
@@ -176,8 +176,7 @@ def tag(self: Inspector, text: str, # words with commas between; '': none
         self.tags = {**(_load_tags(file) if file else self.tags), name: words}
         if not words: del self.tags[name]
         if file:
-            with atomic_write(file) as part:
-                part.write_text(json.dumps(self.tags, ensure_ascii=False, indent=0), encoding='utf-8')
+            save_json(self.tags, file, indent=0)
     return self.refresh()
 
 # %% ../../nbs/cleaning/36_inspector.ipynb #f58a99ce

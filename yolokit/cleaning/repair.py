@@ -550,9 +550,6 @@ def _write_with_zip(table: Table, plan: Plan, new: Table, journal: Journal, out:
         for k, v in was.items():
             if written.get(normalize_name(k)) != files[k]: z.writestr(f'original/{k}', v)
 
-# %% ../../nbs/cleaning/34_repair.ipynb #7bf0d588
-#| export
-
 # %% ../../nbs/cleaning/34_repair.ipynb #bffea68b
 def _open_zip(path: Path) -> zipfile.ZipFile:
     "A zip whose members all have their checksums; RepairError where one has not."

@@ -6,8 +6,8 @@
 __all__ = ['IMAGES', 'MEDIA_DIRS', 'project_root', 'shared_data_dir', 'resolve_path', 'path_beside', 'atomic_write',
            'whole_folder', 'sha256', 'numbered_dir', 'map_threaded', 'patch', 'FormatError', 'normalize_name',
            'walk_once', 'check_place', 'list_files', 'image_finder', 'names_text', 'guess_split', 'decode_text',
-           'read_text', 'parse_floats', 'load_json', 'load_yaml', 'load_data_yaml', 'to_columns', 'merge_json',
-           'to_python', 'save_json', 'make_linker']
+           'read_text', 'parse_floats', 'load_json', 'parse_yaml', 'load_yaml', 'load_data_yaml', 'to_columns',
+           'merge_json', 'to_python', 'save_json', 'make_linker']
 
 # %% ../../nbs/core/04_files.ipynb #adf4e65c
 import codecs, hashlib, json, os, re, secrets, shutil, socket, time, unicodedata
@@ -352,17 +352,18 @@ def load_json(path, # UTF-8
 _YAML_DEPTH, _YAML_NUMBER = 100, 200 # containers inside each other; letters of a number such as 1:30:00
 _yaml_loader = getattr(yaml, 'CSafeLoader', yaml.SafeLoader) # libyaml's, where it is: ten times as fast
 
-def _check_yaml(text: str, path) -> None:
-    "FormatError for what a small text can grow into."
+def parse_yaml(text: str, path) -> object: # path: for the message
+    "Yaml's values, by libyaml where it is; FormatError for what a small text can grow into."
     depth = 0
     for e in yaml.parse(text, _yaml_loader):
         depth += isinstance(e, yaml.CollectionStartEvent) - isinstance(e, yaml.CollectionEndEvent)
-        long = isinstance(e, yaml.ScalarEvent) and e.style is None and len(e.value) > _YAML_NUMBER
+        long = isinstance(e, yaml.ScalarEvent) and not e.style and len(e.value) > _YAML_NUMBER
         what = (f'an alias (*{e.anchor})' if isinstance(e, yaml.AliasEvent) else 'yaml nested too deep'
                 if depth > _YAML_DEPTH else f'a number of {len(e.value):,} letters'
                 if long and not e.value.strip('0123456789abcdefxoABCDEFX_:+-.') else '')
         if what: raise FormatError(f'{path}:{e.start_mark.line + 1}', what, 'It can hide a text that expands without '
                                    'end, or costs minutes: write it out.')
+    return yaml.load(text, _yaml_loader)
 
 # %% ../../nbs/core/04_files.ipynb #f54d18a2
 def load_yaml(path, # UTF-8, at most a megabyte
@@ -374,8 +375,7 @@ def load_yaml(path, # UTF-8, at most a megabyte
     if len(text) > 1 << 20:
         raise FormatError(path, f'{len(text):,} characters of yaml', 'A description is short: is this the right file?')
     try:
-        _check_yaml(text, path)
-        conf = yaml.load(text, _yaml_loader)
+        conf = parse_yaml(text, path)
     except yaml.YAMLError as e:
         line = f':{e.problem_mark.line + 1}' if getattr(e, 'problem_mark', None) else ''
         raise FormatError(f'{path}{line}', 'not yaml', what) from None

@@ -18,8 +18,8 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np, yaml
 from ..core.untrusted import open_regular, quote, read_regular
 from ..core.images import ImageError, image_size
-from ..core.files import (decode_text, FormatError, guess_split, list_files, normalize_name, parse_floats, patch,
-                                read_text, sha256)
+from ..core.files import (decode_text, FormatError, guess_split, list_files, normalize_name, parse_floats,
+                                parse_yaml, patch, read_text, sha256)
 from .shapes import SHAPES, polygon_bbox, rotated_box, upright_of
 
 # %% ../../nbs/data/19_adapters.ipynb #f731cbc5
@@ -1144,9 +1144,7 @@ def read_columns(s: AnnotationFile, A: _Adapter, find, where, images: list, flat
 def _yaml_to_json(s: AnnotationFile, where) -> None:
     "Records in yaml are read as the json that says the same; the yaml is kept."
     try:
-        if any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(s.text, _YAML)):
-            raise FormatError(where, 'an alias', 'Aliases can hide a text that expands without end: write it out.')
-        s.top['yaml'], s.text = s.text, json.dumps(yaml.load(s.text, _YAML), ensure_ascii=False, default=str)
+        s.top['yaml'], s.text = s.text, json.dumps(parse_yaml(s.text, where), ensure_ascii=False, default=str)
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError, TypeError, AttributeError, IndexError) as e:
         if isinstance(e, FormatError): raise
         raise FormatError(where, f'not yaml ({type(e).__name__})', 'Is the file damaged?') from None
@@ -1179,8 +1177,6 @@ def numbered_names(self: _Adapter, files: list) -> list: # one a file
     if len(set(numbers)) < len(files): numbers = range(1, len(files) + 1)
     name = os.path.basename(self.image['file'][0])
     return [_TEMPLATE.sub(lambda m: format(n, m[2][1:]), name) for n in numbers]
-
-_YAML = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
 
 def header_size(path: str, # '' where there is no image file
                ) -> tuple[int, int]: # width, height; 0, 0 where it cannot be read

@@ -6,7 +6,7 @@
 __all__ = ['ERROR_TYPES', 'classify_errors', 'error_report']
 
 # %% ../../nbs/evaluation/64_errors.ipynb #bafdf186
-import csv, io, re, shutil
+import csv, io, re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
@@ -248,7 +248,7 @@ def error_report(truth: Table, detections: Table,
     "What went wrong, as a page with its pictures beside it, and as csv by class and by picture."
     path, detections = Path(path), detections.keep(detections.boxes['score'] >= conf)
     folder = path.with_suffix('')
-    if folder.is_dir(): shutil.rmtree(folder) # the pictures of a page that was there before
+    for p in folder.glob('[0-9][0-9][0-9] *.jpg'): p.unlink() # of a page that was there before
     e = classify_errors(truth, detections)
     c, names, cls, body = _error_costs(e), e.table.names, e.table.boxes['category'][e.rows['box']], ''
     for k in ERROR_TYPES:

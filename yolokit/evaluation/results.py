@@ -7,14 +7,14 @@ __all__ = ['find_names', 'parse_uniform_json', 'read_results', 'SubmitError', 'r
            'EncodedDetections', 'encode_detections', 'rows_that_fit', 'challenge_row_bytes', 'challenge_conf_cut']
 
 # %% ../../nbs/evaluation/58_results.ipynb #1d3a9c33
-import json, unicodedata
+import json
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 import numpy as np
 from ..core.boxes import lost_sides
-from ..core.files import FormatError, atomic_write, load_json, to_columns, to_python
+from ..core.files import FormatError, atomic_write, load_json, normalize_name, to_columns, to_python
 from ..data.layouts import coco_box
 from ..data.table import Table
 
@@ -25,13 +25,11 @@ def _keyed(keys) -> dict: # key: row; -1 where several have it
     for i, k in enumerate(keys): out[k] = -1 if k in out else i
     return out
 
-def _plain_name(name) -> str: return unicodedata.normalize('NFC', str(name)).replace('\\', '/')
-
 def find_names(truth: Table,
                given: list, # file names, stems, or numbers that stems are
               ) -> dict: # given: row; only those that name one image
     "Images by name: whole, without folders, without suffix, as a number; the first way that knows all of them."
-    files = [_plain_name(f) for f in truth.images['file']]
+    files = [normalize_name(f) for f in truth.images['file']]
     last = [f.rsplit('/', 1)[-1] for f in files]
     stems = [f.rpartition('.')[0] or f for f in last]
     number = lambda s: int(s) if s.isdecimal() else s
@@ -39,7 +37,7 @@ def find_names(truth: Table,
     ways, best = ((files, str), (last, cut), (stems, str), (map(number, stems), number)), {}
     for keys, how in ways:
         at = _keyed(keys)
-        found = {g: r for g in given if (r := at.get(how(_plain_name(g)), -1)) >= 0}
+        found = {g: r for g in given if (r := at.get(how(normalize_name(g)), -1)) >= 0}
         if len(found) > len(best): best = found
         if len(best) == len(given): break
     return best

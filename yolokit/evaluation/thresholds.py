@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from ..core.rng import rng
-from ..core.files import atomic_write
-from ..core.images import plot_text, use_hangul_font
+from ..core.files import atomic_write, resolve_path, save_json
+from ..core.images import use_hangul_font
 from ..data.table import Table
 from .matching import align_detections, EvaluateError, IGNORED, match
 from .bootstrap import bootstrap_ap
@@ -68,6 +68,9 @@ def _of_class(score, hit, image, truth, fold, w, goal, value) -> dict: # w: (D, 
     return out | {r: [float(now[r]), *_ends(drawn[r])] for r in now}
 
 # %% ../../nbs/evaluation/63_thresholds.ipynb #88b149a8
+def _weights(rows: np.ndarray, n: int) -> np.ndarray: # rows: (D, k) images; -> (D, n) how often each is there
+    return np.stack([np.bincount(x, minlength=n) for x in rows]).astype(np.int32)
+
 def choose_thresholds(truth: Table, detections: Table,
                       goal: str = 'f1', # or cost, recall
                       value: float = 1., # cost: false alarms that a miss is worth; recall: the one to reach
@@ -80,7 +83,7 @@ def choose_thresholds(truth: Table, detections: Table,
     if goal == 'recall' and not 0 < value <= 1: raise EvaluateError(f'value={value}: a recall from 0 to 1')
     r, n = rng(seed, stream=65), truth.n_images
     fold = r.permutation(n) % max(2, min(folds, n))
-    w = np.stack([np.bincount(r.integers(0, n, n), minlength=n) for _ in range(draws)]).astype(float)
+    w = _weights([r.integers(0, n, n) for _ in range(draws)], n).astype(float)
     return {name: _of_class(*c, fold, w, goal, value) for name, c in zip(truth.names, _scored(truth, detections))}
 
 # %% ../../nbs/evaluation/63_thresholds.ipynb #5e71e1b3
@@ -139,11 +142,6 @@ def calibration(truth: Table, detections: Table,
 
 def _staircase(p, steps): return steps[np.searchsorted(steps[:, 0], p, 'right').clip(1) - 1, 1]
 
-def _calibrated(score: np.ndarray, c: dict, # of `calibration`
-               how: str = 'isotonic', # or temperature
-              ) -> np.ndarray:
-    "Scores that mean what they say."
-    return _staircase(score, c['isotonic']) if how == 'isotonic' else _cooled(score, c['temperature'])
 
 # %% ../../nbs/evaluation/63_thresholds.ipynb #0454ca34
 def _slice_names(t: Table,
@@ -176,9 +174,6 @@ def slices(truth: Table, detections: Table,
     return sorted(out, key=lambda d: (np.isnan(d['AP'][0]), d['AP'][0]))
 
 # %% ../../nbs/evaluation/63_thresholds.ipynb #01851102
-def _weights(rows: np.ndarray, n: int) -> np.ndarray: # rows: (D, k) images; -> (D, n) how often each is there
-    return np.stack([np.bincount(x, minlength=n) for x in rows]).astype(np.int32)
-
 def _slice(m, parts: list, thresholds: list, inside: np.ndarray, draws: int, r) -> dict:
     "One slice: its numbers, and how many random sets of as many images are as bad."
     n, k = m.images, len(inside)
@@ -199,7 +194,7 @@ def read_thresholds(text: str, # 'car=.4, bus=.6', or the path of a thresholds.j
                    ) -> dict: # class: least score; EvaluateError where it is neither
     "Least scores of single classes."
     if text.endswith('.json'):
-        try: d = json.loads(Path(text).read_text(encoding='utf-8'))
+        try: d = json.loads(resolve_path(text).read_text(encoding='utf-8'))
         except (OSError, ValueError) as e: raise EvaluateError(f'per_class={text}: no thresholds.json: {e}') from None
         return {k: float(v['threshold'] if isinstance(v, dict) else v) for k, v in d.items()}
     parts = [t.rpartition('=') for t in text.split(',') if t.strip()]
@@ -226,13 +221,13 @@ def _csv_of(rows: list) -> str: # rows: dicts; a list of three becomes three col
 def write_thresholds(folder, thresholds: dict, found_slices: list = ()) -> dict: # paths
     "thresholds.json, thresholds.csv and, where there are some, slices.csv."
     folder = Path(folder)
-    texts = {'thresholds.json': json.dumps(thresholds, indent=1, ensure_ascii=False),
-             'thresholds.csv': _csv_of([dict(name=k) | {a: b for a, b in v.items() if a != 'interval'}
+    save_json(thresholds, folder/'thresholds.json', indent=1)
+    texts = {'thresholds.csv': _csv_of([dict(name=k) | {a: b for a, b in v.items() if a != 'interval'}
                                         for k, v in thresholds.items()])}
     if found_slices: texts['slices.csv'] = _csv_of(found_slices)
     for k, text in texts.items():
         with atomic_write(folder/k) as p: p.write_text(text, encoding='utf-8')
-    return {k.partition('.')[0] if k.endswith('csv') else k: folder/k for k in texts}
+    return {'thresholds.json': folder/'thresholds.json'} | {k.partition('.')[0]: folder/k for k in texts}
 
 # %% ../../nbs/evaluation/63_thresholds.ipynb #6d845cc9
 def plot_calibration(c: dict, # of `calibration`

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXPORT_TARGETS', 'smooth_noise', 'Export', 'relative', 'ExportError', 'raise_on_mismatch', 'new_paths', 'finish',
-           'write_text', 'write_darknet', 'to_darknet', 'onnx_session', 'to_onnx']
+           'write_text', 'to_darknet', 'onnx_session', 'to_onnx']
 
 # %% ../../nbs/export/71_bundles.ipynb #af1bc16c
 from dataclasses import dataclass, field
@@ -237,7 +237,7 @@ def write_text(path, text: str) -> None:
     with atomic_write(path) as part: part.write_text(text, encoding='utf-8')
 
 # %% ../../nbs/export/71_bundles.ipynb #afec918e
-def write_darknet(detector: Detector,
+def _write_darknet(detector: Detector,
                   folder, # gets <network>.cfg, .weights and .names
                   bn: str = 'fold', images=None, mode: str = 'letterbox', # see to_darknet
                   target: str = 'darknet', # 'darknet', 'darknet-v5' or 'deepstream': whose rules count
@@ -275,7 +275,7 @@ def to_darknet(detector: Detector,
                log=None,        # of log_line
               ) -> Export:
     "A plain `.cfg` with its `.weights`, verified by reading them back and by OpenCV; ExportError where one differs."
-    return finish(raise_on_mismatch(write_darknet(detector, folder, bn, images, mode, target), log))
+    return finish(raise_on_mismatch(_write_darknet(detector, folder, bn, images, mode, target), log))
 
 # %% ../../nbs/export/71_bundles.ipynb #baa1c63c
 def onnx_session(model, # path, bytes, or onnx.ModelProto

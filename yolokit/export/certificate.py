@@ -89,7 +89,6 @@ _BEHIND = """1. A row is cx cy w h in pixels of the input, objectness, {nc} clas
 4. x = (x − dx)·w/w', y = (y − dy)·h/h', cut to the picture."""
 
 # %% ../../nbs/export/75_certificate.ipynb #597083c2
-_HERE = 'sys.path[0] + {!r}'
 _RUNS = dict( # what to import, lines that give rows (N, 5+nc)
     onnx=('onnxruntime', """rows = onnxruntime.InferenceSession({0}).run(None, {{'input': x}})[0][0]"""),
     openvino=('openvino', """core, exact = openvino.Core(), {{'INFERENCE_PRECISION_HINT': 'f32'}}
