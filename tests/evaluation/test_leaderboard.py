@@ -1,6 +1,6 @@
 """Leaderboard: a real run's row comes again from its files, weights from elsewhere get theirs, faults are named; the
 page in a browser."""
-import csv, json, shutil, subprocess, sys, threading
+import csv, json, re, shutil, subprocess, sys, threading
 from pathlib import Path
 
 import pytest
@@ -49,6 +49,31 @@ def test_a_run_s_row_says_everything_and_comes_again(here):
         said = json.loads((here/'runs'/r['name']/'evaluation.json').read_text())
         assert (all(a == b for a, b in pairs.values()) and pairs['AP'][1] == r['AP']
                 and all(pairs[k][1] == said[k] for k in metrics.COCO_METRICS))
+
+
+def test_equal_aps_have_one_rank(here):
+    one = {k: v for k, v in evaluation_leaderboard.read_rows()[0].items() if k not in ('way', 'rank')}
+    rows = [one | dict(name=n, AP=ap) for n, ap in (('a', .3), ('b', .5), ('c', .5), ('d', .2))]
+    ranked = evaluation_leaderboard._rank_rows(rows)
+    assert [(r['name'], r['rank']) for r in ranked] == [('b', 1), ('c', 1), ('a', 3), ('d', 4)]
+
+
+def test_each_class_has_a_column_and_each_row_leads_to_its_report(here, tmp_path):
+    r = {r['name']: r for r in evaluation_leaderboard.read_rows()}['baseline-001']
+    said = json.loads((here/'runs/baseline-001/evaluation.json').read_text())['per_class']
+    classes = {n: c['AP'] for n, c in said.items() if c['truth']}
+    assert classes and {k[3:]: v for k, v in r.items() if k.startswith('AP:')} == classes
+    assert {k for k in evaluation_leaderboard.recompute('baseline-001') if k[:3] == 'AP:'} == {f'AP:{n}' for n in classes}
+    name, ap = next(iter(classes.items()))
+    assert [r['name'] for r in evaluation_leaderboard.filter_rows([r], f'AP:{name}>={ap}')] == ['baseline-001']
+    report = here/'runs/baseline-001/report.html'
+    report.write_text('a report')
+    _, paths = apps_leaderboard.update_leaderboard(apps_leaderboard.LeaderboardConfig(out=str(tmp_path/'elsewhere')))
+    link = re.search(r'href="([^"]*baseline-001/report.html)"', paths['html'].read_text(encoding='utf-8'))[1]
+    assert (paths['html'].parent/link).read_text() == 'a report'
+    report.unlink()
+    head = evaluation_leaderboard.to_html([r])
+    assert '<th data-k>threads</th>' in head and f'<th data-k class=all>AP:{name}</th>' in head
 
 
 def test_rows_are_read_while_runs_come_and_go(here):

@@ -82,10 +82,10 @@ def update_leaderboard(c: LeaderboardConfig) -> tuple: # rows, paths of the .md,
     board = sort_rows(filter_rows(board, c.only), c.sort)
     folder = resolve_path(c.out) if c.out else project_root()/'runs'
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {}
-    for kind, text in dict(md=markdown, csv=csv_text, html=to_html).items():
+    base, paths = os.path.relpath(project_root()/'runs', folder).replace(os.sep, '/') + '/', {}
+    for kind, text in dict(md=markdown(board, base), csv=csv_text(board), html=to_html(board, base)).items():
         paths[kind] = folder/f'leaderboard.{kind}'
-        with atomic_write(paths[kind]) as p: p.write_text(text(board), encoding='utf-8')
+        with atomic_write(paths[kind]) as p: p.write_text(text, encoding='utf-8')
     log_line('written: ' + ', '.join(os.path.relpath(p, project_root()) for p in paths.values()))
     return board, paths
 

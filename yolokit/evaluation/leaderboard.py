@@ -90,6 +90,10 @@ def _file_entry(file, folder, # its name is written relative to this
     "A file by name, content and size."
     return dict(file=os.path.relpath(file, folder), sha256=sha256(file), bytes=Path(file).stat().st_size)
 
+def _ap_of_classes(result: dict, # of metrics.coco
+                  ) -> dict: # class that has boxes -> AP
+    return {n: float(c['AP']) for n, c in result['per_class'].items() if c['truth']}
+
 def write_record(folder, # of a run, or inside one
                  truth: Table, where: dict, # data: folder or file, relative to the checkout; split
                  predictions: Path, # COCO results, in the folder
@@ -102,7 +106,8 @@ def write_record(folder, # of a run, or inside one
     folder, found = Path(folder), read_results(predictions, truth)
     band, own = bootstrap_interval(truth, found), asked['own']
     info = dict(version=1, judged=time.strftime('%Y-%m-%d %H:%M:%S'),
-                numbers={k: result[k] for k in metrics.COCO_METRICS}, evaluator=result['backend'],
+                numbers={k: result[k] for k in metrics.COCO_METRICS}, per_class=_ap_of_classes(result),
+                evaluator=result['backend'],
                 interval={k: band[k] for k in ('AP', 'AP50', 'AP75', 'n', 'level', 'seed')}, **asked,
                 truth=dict(where, sha256=_truth_fingerprint(truth), images=truth.n_images, boxes=len(truth),
                            classes=len(truth.names)),
@@ -132,6 +137,8 @@ def time_together(folders: list, # of runs; those without judged.json or weights
 
 
 # %% ../../nbs/evaluation/65_leaderboard.ipynb #89b5e44e
+_CLASS_AP = 'AP:'                             # with a class behind it: a column of the class's AP
+
 def _run_info(folder: Path, # that was judged
               top: Path, # where runs lie
              ) -> dict: # of run.json; empty where there is none
@@ -158,8 +165,9 @@ def _read_row(path: Path, # judged.json
                 device=get(j, 'latency', 'device'), threads=get(j, 'latency', 'threads'))
     row |= dict(train_seconds=i.get('seconds'), steps=i.get('steps'), parent=i.get('parent', ''))
     row |= dict(truth=short(t['sha256']), data=t['data'], split=t['split'], images=t['images']) | j['way']
-    return row | dict(evaluator=j['evaluator'], predictions=short(j['predictions']['sha256']),
-                      weights=short(get(j, 'weights', 'sha256')), judged=j['judged'])
+    row |= dict(evaluator=j['evaluator'], predictions=short(j['predictions']['sha256']),
+                weights=short(get(j, 'weights', 'sha256')), judged=j['judged'])
+    return row | {_CLASS_AP + n: v for n, v in j.get('per_class', {}).items()}
 
 # %% ../../nbs/evaluation/65_leaderboard.ipynb #6fc0ff64
 # what two rows of the same protocol may differ in
@@ -169,19 +177,21 @@ _NOT_PROTOCOL = {'name', 'stage', 'low', 'high', 'network', *_MODEL_SETTINGS, 'p
 
 def _protocol_key(r: dict) -> tuple: # what must be equal for two rows to be ranked together
     "Truth, thresholds, evaluator; whatever a row has that is not its own."
-    return tuple(sorted((k, str(v)) for k, v in r.items() if k not in _NOT_PROTOCOL))
+    own = lambda k: k in _NOT_PROTOCOL or k.startswith(_CLASS_AP)
+    return tuple(sorted((k, str(v)) for k, v in r.items() if not own(k)))
 
 def _group_letter(n: int) -> str:
     "A, B, …, Z, AA, …"
     return (_group_letter(n//26 - 1) if n >= 26 else '') + chr(65 + n % 26)
 
 def _rank_rows(rows: list) -> list: # best first in each protocol; the protocol with the most rows first
-    "A letter for each protocol, a rank inside it."
+    "A letter for each protocol, a rank inside it; equal APs have one rank, and the next one counts them all."
     groups, out = {}, []
     for r in rows: groups.setdefault(_protocol_key(r), []).append(r)
     for n, g in enumerate(sorted(groups.values(), key=lambda g: (-len(g), g[0]['judged'], g[0]['name']))):
         best = sorted(g, key=lambda r: -r['AP'])
-        out += [dict(way=_group_letter(n), rank=k) | r for k, r in enumerate(best, 1)]
+        rank = lambda r: 1 + sum(o['AP'] > r['AP'] for o in g)
+        out += [dict(way=_group_letter(n), rank=rank(r)) | r for r in best]
     return out
 
 # %% ../../nbs/evaluation/65_leaderboard.ipynb #fbf64195
@@ -208,7 +218,7 @@ def filter_rows(rows: list,
                ) -> list:
     "Rows that satisfy every word; LeaderboardError for a word that no row understands."
     for word in words.split():
-        m = re.fullmatch(r'(\w+)(!=|>=|<=|=|>|<)(.*)', word)
+        m = re.fullmatch(r'([^!=<>]+)(!=|>=|<=|=|>|<)(.*)', word)
         if not m or rows and not any(m[1] in r for r in rows):
             columns = ', '.join(rows[0]) if rows else 'none, there are no rows'
             raise LeaderboardError(f'{word!r}: say column=value, with one of = != > < >= <=; columns: {columns}')
@@ -258,16 +268,22 @@ def _summary_columns(r: dict) -> dict: # column -> text
     return row | {'trained min': show(r['train_seconds'] and r['train_seconds']/60, '{:.1f}'), 'parent': r['parent']}
 
 # %% ../../nbs/evaluation/65_leaderboard.ipynb #1dee0e08
+def _report(name: str, # of a row
+            base: str, # the way to runs/ from where the link stands
+            suffix: str, # ipynb | html
+           ) -> str: # where the row's report is; '' where there is none
+    there = re.fullmatch(r'[\w.+-]+', name) and (runs.runs_folder()/name/f'report.{suffix}').is_file()
+    return f'{base}{name}/report.{suffix}' if there else ''
+
 def markdown(rows: list, base: str = '', # base: the way to runs/ from where the text stands
             ) -> str:
     "A table and what its letters mean."
     if not rows: return 'Nothing has been judged yet.'
     cells, esc = [_summary_columns(r) for r in rows], escape_markdown
     row = lambda values: '| ' + ' | '.join(values) + ' |'
-    def linked(c): # the name leads to the run's report, where there is one
-        n, values = c['name'], {k: esc(v) for k, v in c.items()}
-        there = re.fullmatch(r'[\w.+-]+', n) and (runs.runs_folder()/n/'report.ipynb').is_file()
-        return (values | dict(name=f'[{values["name"]}]({base}{n}/report.ipynb)') if there else values).values()
+    def linked(c):
+        values, to = {k: esc(v) for k, v in c.items()}, _report(c['name'], base, 'ipynb')
+        return (values | dict(name=f'[{values["name"]}]({to})') if to else values).values()
     lines = [row(cells[0]), '|' + '---|'*len(cells[0]), *(row(linked(c)) for c in cells), '']
     d = _protocol_differences(rows)
     if len(d) > 1: lines.append(f'**Not judged alike:** {len(d)} ways of judging, ranked each for itself.\n')
@@ -319,29 +335,34 @@ if(s(a[k])!==s(b[k]))r.className="diff"}out.append(t)});'''
 
 # %% ../../nbs/evaluation/65_leaderboard.ipynb #63d7d73d
 _FIRST_COLUMNS = ('way', 'rank', 'name', 'AP', 'low', 'high', 'AP50', 'AP75', 'network', 'width', 'height', 'params',
-                  'macs', 'mb', 'ms', 'device', 'train_seconds', 'parent')
+                  'macs', 'mb', 'ms', 'device', 'threads', 'train_seconds', 'parent')
 
 def _html_cell(v, # a value of a row
                shown: bool = True, # without 'every column'
+              link: str = '', # where a click leads
               ) -> str: # a td
     "A value to look at, with the one to sort by."
     text = '' if v is None else f'{v:.4g}' if isinstance(v, float) else str(v)
     number = isinstance(v, (int, float))
     kind = (' class=n' if number else '') if shown else ' class="n all"' if number else ' class=all'
-    return f'<td{kind} data-v="{escape_html(_exact(v))}">{escape_html(text)}</td>'
+    text = escape_html(text)
+    if link: text = f'<a href="{escape_html(link)}">{text}</a>'
+    return f'<td{kind} data-v="{escape_html(_exact(v))}">{text}</td>'
 
-def _html_row(r: dict, keys: list, first: list) -> str: # a tr
+def _html_row(r: dict, keys: list, first: list, base: str) -> str: # a tr
     "A row, with all of it for the comparison of two."
     box = f'<td><input type=checkbox data-row="{escape_html(json.dumps(r, ensure_ascii=False))}"></td>'
-    return f'<tr>{box}' + ''.join(_html_cell(r.get(k), k in first) for k in keys) + '</tr>'
+    link = lambda k: _report(r['name'], base, 'html') if k == 'name' else ''
+    return f'<tr>{box}' + ''.join(_html_cell(r.get(k), k in first, link(k)) for k in keys) + '</tr>'
 
 # %% ../../nbs/evaluation/65_leaderboard.ipynb #26fc4b02
-def to_html(rows: list) -> str: # HTML that needs nothing else
+def to_html(rows: list, base: str = '', # base: the way to runs/ from where the page lies
+           ) -> str: # HTML that needs nothing else
     "The leaderboard as one file."
     keys, e, bodies = _column_names(rows), escape_html, {}
     first = [k for k in _FIRST_COLUMNS if k in keys]
     keys = first + [k for k in keys if k not in first]
-    for r in rows: bodies.setdefault(r['way'], []).append(_html_row(r, keys, first))
+    for r in rows: bodies.setdefault(r['way'], []).append(_html_row(r, keys, first, base))
     head = '<th></th>' + ''.join(f'<th data-k{"" if k in first else " class=all"}>{e(k)}</th>' for k in keys)
     d, note = _protocol_differences(rows), ''
     if len(d) > 1: note = f'<p class=warn>Not judged alike: {len(d)} ways of judging, each ranked for itself.</p>'
@@ -454,7 +475,8 @@ def recompute(name: str, # of a row
     "A row's numbers from its files; LeaderboardError where one differs in its last digit."
     t, found, j = _load_inputs(name, folder)
     now, i = metrics.coco(t, found, j['evaluator'].split()[0]), j['interval']
-    pairs = {k: (j['numbers'][k], float(now[k])) for k in metrics.COCO_METRICS}
+    pairs, classes = {k: (j['numbers'][k], float(now[k])) for k in metrics.COCO_METRICS}, _ap_of_classes(now)
+    pairs |= {_CLASS_AP + k: (v, classes.get(k)) for k, v in j.get('per_class', {}).items()}
     band = runs.json_ready(bootstrap_interval(t, found, i['n'], i['level'], i['seed'])['AP'])
     pairs |= {f'AP {what}': v for what, *v in zip(('low', 'high'), i['AP'], band)}
     wrong = [f'{k}: {a!r} recorded, {b!r} now' for k, (a, b) in pairs.items() if a != b]
