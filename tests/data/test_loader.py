@@ -201,7 +201,8 @@ def test_nothing_to_learn(table):
     assert len(list(Loader(table.keep(np.zeros(len(table), bool)), SIZE, shuffle=False, workers=0).epoch(0))) == 2
 
 
-def test_a_forked_process_that_forgot_its_loader_still_ends(table):
+@pytest.mark.parametrize('how', ['held', 'stopped', 'dropped'])
+def test_a_forked_process_that_forgot_its_loader_still_ends(table, how):
     """multiprocessing's own children (nbdev_test's workers) leave without atexit and wait for their children first."""
     import multiprocessing
     def forgets():
@@ -209,6 +210,10 @@ def test_a_forked_process_that_forgot_its_loader_still_ends(table):
         loader = Loader(table, SIZE, 4, workers=1, cache='')
         kept = loader, loader.epoch(0)
         next(kept[1])
+        if how == 'stopped': os.kill(loader.pool._iterator._workers[0].pid, signal.SIGSTOP)
+        if how == 'dropped':
+            del kept, loader
+            assert not multiprocessing.active_children() # at once, without the garbage collector
     p = multiprocessing.get_context('fork').Process(target=forgets)
     p.start()
     p.join(60)

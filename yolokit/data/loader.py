@@ -6,11 +6,10 @@
 __all__ = ['LoaderError', 'WorkerDied', 'StuckLoader', 'Batch', 'pad_targets', 'image_weights', 'tuned_malloc', 'Loader']
 
 # %% ../../nbs/data/31_loader.ipynb #cde44668
-import atexit, ctypes, gc, multiprocessing, os, signal, threading, time, weakref
+import ctypes, gc, multiprocessing, os, signal, threading, time, weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from multiprocessing.util import Finalize
 import cv2, numpy as np, torch
 from torch.utils.data import DataLoader, get_worker_info
 from ..core import images
@@ -409,27 +408,23 @@ def _raise_in_consumer(loader: Loader): # an iterator
     "The pool's batches; a worker that dies raises where a batch is waited for, and not, as PyTorch does, anywhere."
     old = signal.getsignal(signal.SIGCHLD)
     batches = iter(loader.pool)
-    get = type(batches)._try_get_data
+    # weak: in a cycle the queues would be closed first, and the workers would never hear that they are to end
+    get, of, its = type(batches)._try_get_data, weakref.ref(loader), weakref.ref(batches)
     def try_get(timeout=None): # PyTorch asks again and again, for ever
-        loader.since = loader.since or time.monotonic()
-        done, data = get(batches, 1.)
-        if done: loader.since = 0.
-        elif loader.hangs(): raise StuckLoader(_HANGS)
+        of().since = of().since or time.monotonic()
+        done, data = get(its(), 1.)
+        if done: of().since = 0.
+        elif of().hangs(): raise StuckLoader(_HANGS)
         return done, data
     batches._try_get_data = try_get
+    # they ignore SIGTERM; whoever ends them means it: PyTorch, or Python, which waits for its children when it leaves
+    for w in batches._workers: w._popen.terminate = w._popen.kill
     if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGCHLD, old)
     return batches
 
 # %% ../../nbs/data/31_loader.ipynb #00734635
 def _start_workers(loader: Loader) -> DataLoader: # its processes stay from epoch to epoch
     "Worker processes; `loader.keys` says what they build."
-    # At exit Python waits for its children, and these ignore the SIGTERM it sends them. atexit is for an ordinary
-    # process, where a finalizer comes after PyTorch has given up on its workers; the finalizer is for a process that
-    # multiprocessing has forked (nbdev_test's are), which leaves without atexit; 100: before the queues close, at 10.
-    alive = weakref.ref(loader)
-    end = lambda: alive() and alive().close()
-    atexit.register(end)
-    Finalize(None, end, exitpriority=100)
     how = 'fork' if 'fork' in multiprocessing.get_all_start_methods() else None
     return DataLoader(loader.work, batch_size=None, sampler=loader.keys, num_workers=loader.workers,
                       collate_fn=_identity, persistent_workers=True, worker_init_fn=_worker_init,
