@@ -6,7 +6,7 @@
 __all__ = ['METRICS', 'bootstrap_ap', 'bootstrap_interval', 'paired_bootstrap', 'plot_paired_intervals']
 
 # %% ../../nbs/evaluation/62_bootstrap.ipynb #96fe3162
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import numpy as np
 from matplotlib.figure import Figure
 from ..core.images import plot_text, use_hangul_font
@@ -54,6 +54,23 @@ def _weighted_ap(hits: _ClassHits,
     return (best*np.diff(reached, axis=1, prepend=0)).sum(1)/len(RECALL_THRESHOLDS)
 
 # %% ../../nbs/evaluation/62_bootstrap.ipynb #188d29f8
+def _untie(m: Match, copies: int, # of an image, at most
+          ) -> tuple: # Match; (U,) images. The k-th copy of the u-th of them stands as image I + (k - 1)*U + u
+    "Detections of one image and class that tie, one copy of the image after the other."
+    same = (m.cls[1:] == m.cls[:-1]) & (m.image[1:] == m.image[:-1]) & (m.score[1:] == m.score[:-1])
+    group = np.cumsum(np.r_[True, ~same][:len(m.cls)])
+    tied = np.bincount(group)[group] > 1
+    images, at = np.unique(m.image[tied], return_inverse=True)
+    k = np.repeat(np.arange(copies), tied.sum())
+    row, image = np.flatnonzero(tied), m.images + k*len(images) + np.tile(at, copies)
+    row = np.concatenate([np.flatnonzero(~tied), np.tile(row, copies)])
+    image, k = np.concatenate([m.image[~tied], image]), np.concatenate([np.zeros((~tied).sum(), int), k])
+    order = np.lexsort((row, k, group[row]))
+    row = row[order]
+    return replace(m, row=m.row[row], found=m.found[:, row], cls=m.cls[row], image=image[order],
+                   score=m.score[row]), images
+
+# %% ../../nbs/evaluation/62_bootstrap.ipynb #94130d83
 def _mean_finite(ap: np.ndarray, # (C, T, D)
                 ) -> np.ndarray: # (D,) nan where nothing is finite
     "The mean over classes and thresholds of what is there."
@@ -64,9 +81,12 @@ def bootstrap_ap(m: Match,
                  w: np.ndarray, # (D, I) how often each image was drawn
                 ) -> np.ndarray: # (D, 3) AP, AP50, AP75; nan where nothing was drawn or the threshold is not there
     "AP of every draw."
+    copies = np.arange(1, w.max(initial=0) + 1)
+    m, tied = _untie(m, len(copies))
     out, classes = [], _class_hits(m)
     most = max((len(i) for i, *_ in classes), default=1)
     for part in np.array_split(w, max(1, min(len(w), len(w)*max(most, m.images)//8_000_000))):
+        part = np.hstack([part, *(part[:, tied] >= k for k in copies)])
         ap = np.full((len(classes), len(m.ious), len(part)), np.nan)
         for c, (image, truth, per) in enumerate(classes):
             total, n = np.cumsum(part[:, image], 1, dtype=np.int32), part[:, truth].sum(1)

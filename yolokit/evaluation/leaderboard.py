@@ -267,7 +267,7 @@ def _summary_columns(r: dict) -> dict: # column -> text
     row['ms'] = show(r['ms'], '{:.1f}') + (f' ({r["device"]}, {r["threads"]} thr.)' if r['ms'] else '')
     return row | {'trained min': show(r['train_seconds'] and r['train_seconds']/60, '{:.1f}'), 'parent': r['parent']}
 
-# %% ../../nbs/evaluation/65_leaderboard.ipynb #1dee0e08
+# %% ../../nbs/evaluation/65_leaderboard.ipynb #3d86fd90
 def _report(name: str, # of a row
             base: str, # the way to runs/ from where the link stands
             suffix: str, # ipynb | html
@@ -275,6 +275,7 @@ def _report(name: str, # of a row
     there = re.fullmatch(r'[\w.+-]+', name) and (runs.runs_folder()/name/f'report.{suffix}').is_file()
     return f'{base}{name}/report.{suffix}' if there else ''
 
+# %% ../../nbs/evaluation/65_leaderboard.ipynb #1dee0e08
 def markdown(rows: list, base: str = '', # base: the way to runs/ from where the text stands
             ) -> str:
     "A table and what its letters mean."
