@@ -63,7 +63,8 @@ def test_each_class_has_a_column_and_each_row_leads_to_its_report(here, tmp_path
     said = json.loads((here/'runs/baseline-001/evaluation.json').read_text())['per_class']
     classes = {n: c['AP'] for n, c in said.items() if c['truth']}
     assert classes and {k[3:]: v for k, v in r.items() if k.startswith('AP:')} == classes
-    assert {k for k in evaluation_leaderboard.recompute('baseline-001') if k[:3] == 'AP:'} == {f'AP:{n}' for n in classes}
+    again = evaluation_leaderboard.recompute('baseline-001')
+    assert {k for k in again if k.startswith('AP:')} == {f'AP:{n}' for n in classes}
     name, ap = next(iter(classes.items()))
     assert [r['name'] for r in evaluation_leaderboard.filter_rows([r], f'AP:{name}>={ap}')] == ['baseline-001']
     report = here/'runs/baseline-001/report.html'
