@@ -1,8 +1,11 @@
 "Anchors: the measure against YOLOv5's formula written in loops, the search never makes it worse, the cfg stays a cfg."
 import numpy as np, pytest
+from small import CFG, unjudged
+from yolokit.apps.train import train, TrainConfig
 from yolokit.core.rng import rng
 from yolokit.network import zoo
 from yolokit.training import anchors
+from yolokit.training.recipes import TrainError
 
 
 def loops(wh, a, t):
@@ -48,3 +51,56 @@ def test_adopted_only_where_more_boxes_are_caught():
     other, facts = anchors.autoanchor(cfg, np.full((9, 2), 3.), tell=heard.append)
     assert facts['bpr_before'] == 0 and facts['bpr_after'] == 1 and other != cfg
     assert anchors.autoanchor(cfg, np.zeros((0, 2)), tell=heard.append)[0] is cfg
+
+
+PICTURE, WAYS_OUT = 'plots/anchors.png', ('change="autoanchor=True"', 'another width and height')
+
+
+@pytest.mark.parametrize('caught, n, warned', [(50, 50, False), (49, 50, False), (979, 1000, True), (1, 2, True)])
+def test_below_98_percent_a_warning_with_the_picture_and_the_way_out(caught, n, warned):
+    wh, heard = np.full((n, 2), 2.), []
+    wh[:caught] = 60
+    assert anchors.check_anchors(zoo.build('yolov3-tiny', 3), wh, tell=heard.append) == caught/n
+    (said,) = heard
+    assert f'{caught/n:.1%} of {n} boxes' in said
+    assert all((x in said) == warned for x in ('WARNING', PICTURE, 'median 2×2 px', *WAYS_OUT))
+
+
+def test_below_a_half_a_refusal_unless_told():
+    wh, heard = np.full((100, 2), 2.), []
+    wh[:49] = 60
+    with pytest.raises(TrainError, match='49.0% of 100 boxes') as e:
+        anchors.check_anchors(zoo.build('yolov3-tiny', 3), wh)
+    assert all(x in str(e.value) for x in ('change="bpr_floor=0"', 'median 2×2 px', *WAYS_OUT))
+    assert anchors.check_anchors(zoo.build('yolov3-tiny', 3), wh, floor=0, tell=heard.append) == .49
+    assert heard[0].startswith('WARNING')
+
+
+def job(root, anchor, **kw) -> TrainConfig:
+    "A training with anchors of so many px; where one goes on, its cfg is gone."
+    name = f'square{anchor}.cfg'
+    if 'resume' in kw: (root/name).unlink(missing_ok=True)
+    else: (root/name).write_text(CFG.replace('10,10, 16,16, 26,26', ', '.join([f'{anchor},{anchor}']*3)))
+    return TrainConfig(data='squares', network=name, weights='none', recipe='scratch', stage='baseline', bs=4, workers=0,
+                       threads=1, device='cpu', amp='off', **dict(steps=1) | kw)
+
+
+@pytest.mark.parametrize('anchor, change, said', [(16, '', 'anchors: 100.0%'), (6, '', 'WARNING anchors: '),
+                                                  (2, 'bpr_floor=0', 'WARNING anchors: 0.0%')])
+def test_said_before_every_training(root, monkeypatch, anchor, change, said):
+    unjudged(monkeypatch)
+    run = train(job(root, anchor, change=change))
+    for steps in (1, 2):                               # and again where it goes on
+        lines = (run.folder/'log.txt').read_text().split('\n')
+        told = [k for k, line in enumerate(lines) if line.startswith(said)]
+        first = [k for k, line in enumerate(lines) if run.name in line and f'/{steps} [' in line]
+        assert len(told) == steps and told[-1] < first[-1]
+        assert (PICTURE in lines[told[-1]]) == said.startswith('WARNING') and (run.folder/PICTURE).is_file()
+        if steps == 1: run = train(job(root, anchor, resume=run.name, steps=2, extend='stretch'))
+
+
+def test_refused_before_there_is_a_folder(root):
+    def runs(): return sorted((root/'runs').iterdir()) if (root/'runs').exists() else []
+    before = runs()
+    with pytest.raises(TrainError, match='bpr_floor=0'): train(job(root, 2))
+    assert runs() == before

@@ -861,14 +861,14 @@ def _plan_job(c: TrainConfig, dev: torch.device, threads: int, team: World, stop
     notes = []
     log_line(f'stage {c.stage} on {dev}: the data first')
     with stop.immediate(): table, facts = prepare_data(c)
+    r = recipe_for(c.stage, c)
+    if c.resume: r = replace(r, bpr_floor=0.)       # it was begun with these anchors
     if c.resume and _is_cfg_gone(c):
         notes.append(f'{c.network} is gone: the cfg that the run holds is enough')
-        cfg, found = Cfg.parse(Run.open(c.resume).info['network']['cfg'], Path(c.network).name), {}
-    else:
-        cfg = build_cfg(c, len(table.names))
-        r = recipe_for(c.stage, c)
-        if c.resume: r = replace(r, bpr_floor=0.)   # it was begun with these anchors
-        cfg, found = _with_fitted_anchors(cfg, table, r, c.seed, notes.append)
+        cfg = Cfg.parse(Run.open(c.resume).info['network']['cfg'], Path(c.network).name)
+        r = replace(r, autoanchor=False)
+    else: cfg = build_cfg(c, len(table.names))
+    cfg, found = _with_fitted_anchors(cfg, table, r, c.seed, notes.append)
     job = _TrainJob(c, table, facts, cfg, dev, resolve_amp(c.amp, dev), threads, notes=notes, anchors=found,
                     team=replace(team, side=None))
     if c.resume: _resume_stages(c.resume, job)
