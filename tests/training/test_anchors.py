@@ -81,8 +81,8 @@ def job(root, anchor, **kw) -> TrainConfig:
     name = f'square{anchor}.cfg'
     if 'resume' in kw: (root/name).unlink(missing_ok=True)
     else: (root/name).write_text(CFG.replace('10,10, 16,16, 26,26', ', '.join([f'{anchor},{anchor}']*3)))
-    return TrainConfig(data='squares', network=name, weights='none', recipe='scratch', stage='baseline', bs=4, workers=0,
-                       threads=1, device='cpu', amp='off', **dict(steps=1) | kw)
+    return TrainConfig(data='squares', network=name, weights='none', recipe='scratch', stage='baseline', bs=4,
+                       workers=0, threads=1, device='cpu', amp='off', **dict(steps=1) | kw)
 
 
 @pytest.mark.parametrize('anchor, change, said', [(16, '', 'anchors: 100.0%'), (6, '', 'WARNING anchors: '),
