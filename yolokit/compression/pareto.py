@@ -66,7 +66,7 @@ def score_rows(rows: list, score, # a name in SCORES, or a function of a row
     "Every row's score."
     if isinstance(score, str) and score not in SCORES:
         raise LeaderboardError(f'score={score!r} is not known: {", ".join(SCORES)}; or put a function of a row into '
-                               f'front.SCORES')
+                               f'pareto.SCORES')
     f = SCORES[score] if isinstance(score, str) else score
     return sorted((dict(r, score=float(f(r))) for r in rows), key=lambda r: -r['score'])
 
