@@ -542,3 +542,21 @@ def test_a_truth_to_judge_by_is_read_alike(tmp_path, monkeypatch):
         with monkeypatch.context() as m:
             m.setattr(formats, 'import_module', lambda name: None)
             assert truth_of(tmp_path/'t.json', formats.read_fast) == want, (k, text[-600:])
+
+
+def test_boxes_of_no_file_are_written_as_json_writes_them(tmp_path):
+    "The texts of new annotations are assembled, not encoded: they parse to the values, and read back the same."
+    x = np.array([[0, 0, 2, 2], [.1, .2, .4, 5], [30, 5, 18, 11], [1e-7, 1e20, 1, 2e22], [np.nan, 1, np.inf, 4]])
+    box = dict(image=[0, 0, 1, 1, 1], category=[0, 1, 1, 0, 0], **dict(zip(('x0', 'y0', 'x1', 'y1'), x.T)),
+               score=[np.nan, .5, np.nan, 1, np.nan], crowd=[0, 1, 0, 0, 0], area=[np.nan, 3, np.nan, 7.5, 1])
+    for more in ({}, dict(id=[9, 3, 1, 2, 7]), dict(id=['가', '"b"', 'c', 'd', 'e']), dict(id=[1, 'a', 2, 3, '\udce9'])):
+        t = Table.make(dict(file=['주차"장\\.png', 'b.jpg'], width=[640, 2], height=[480, 2]), box | more,
+                       ['승용차', 'b"us'], [18, 7])
+        formats.write(t, tmp_path/'new.json', 'coco')
+        text, d = (tmp_path/'new.json').read_text(encoding='utf-8'), formats.coco_dict(t)
+        assert text == json.dumps(d, ensure_ascii='udce9' in str(more))   # half a character
+        assert [a.get('score') for a in d['annotations']] == [None, .5, None, 1., None]
+        assert [a['id'] for a in d['annotations']] == more.get('id', [1, 2, 3, 4, 5])
+        assert d['annotations'][1] == dict(id=more.get('id', [1, 2])[1], image_id=0, category_id=7, bbox=[
+            .1, .2, .4 - .1, 4.8], area=3., iscrowd=1, score=.5)
+        (tmp_path/'new.json').unlink()

@@ -187,12 +187,15 @@ def list_files(folder, # may be absent: then nothing is listed
                suffixes: tuple = IMAGES, # lower case
               ) -> dict[str, Path]: # composed path relative to the folder: the path as it is on disk; sorted
     "Every file of these kinds under a folder, but those that a system or an editor hides there (.git, ._a.jpg, ...)."
+    done, key = _WALKS.get() or {}, (str(folder), suffixes)
+    if key in done: return done[key].copy()
     check_place(folder)
     out = {}
     for k, base, n in _walk(folder):
         if not n.lower().endswith(suffixes): continue
         # names that differ only in how their letters are composed: both are kept
         out[k if k not in out else os.path.relpath(os.path.join(base, n), folder)] = Path(base, n)
+    if _WALKS.get() is not None: _WALKS.get()[key] = out.copy()
     return out
 
 # %% ../../nbs/core/04_files.ipynb #efa22880

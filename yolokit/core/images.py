@@ -148,15 +148,37 @@ def _opened(path, # picture
     except (OSError, ValueError, MemoryError) as e: # a ValueError: a zero byte in the name
         raise ImageError(f'{path}: cannot be opened: {getattr(e, "strerror", None) or e}') from None
 
-# %% ../../nbs/core/02_images.ipynb #7f0e30c2
+# %% ../../nbs/core/02_images.ipynb #ab922ab7
 _MOST_PIXELS = 1 << 30 # OpenCV's limit; Pillow would refuse at 179 megapixels
 setattr(Image, 'MAX_IMAGE_PIXELS', _MOST_PIXELS//2) # where it warns; it refuses at twice as many
 
+def _usual_jpeg(head: bytes, # the first bytes of a file
+               ) -> tuple[int, int] | None: # w, h
+    "The size of a JPEG of the usual segments; None where Pillow has to look: EXIF, XMP, colour profiles, other files."
+    at, size = 2, None
+    while head[:2] == b'\xff\xd8' and head[at:at + 1] == b'\xff' and at + 4 <= len(head):
+        mark, n = head[at + 1], int.from_bytes(head[at + 2:at + 4], 'big')
+        s, at = head[at + 4:at + 2 + n], at + 2 + n
+        if len(s) != n - 2: return None
+        if mark == 0xDA: return size
+        if mark in (0xC0, 0xC1, 0xC2):
+            h, w = (int.from_bytes(s[k:k + 2], 'big') for k in (1, 3))
+            usual = len(s) > 5 and s[0] == 8 and s[5] in (1, 3, 4) and len(s) == 6 + 3*s[5]
+            if size or not usual or not 0 < w*h < _MOST_PIXELS//2: return None
+            size = w, h
+        elif mark == 0xDB: # tables of 8 bits
+            if len(s) % 65 or max(s[::65], default=16) > 15: return None
+        elif mark not in (0xC4, 0xDD, 0xE0, 0xFE) or mark == 0xE0 and len(s) < 14: return None
+    return None
+
+# %% ../../nbs/core/02_images.ipynb #7f0e30c2
 def _header(file, # opened, or BytesIO
             path, # for the message
            ): # (w, h) as stored, format such as 'JPEG', EXIF orientation 1..8
     "What the first bytes say; no pixel is decoded."
     try:
+        if size := _usual_jpeg(file.read(2048)): return size, 'JPEG', 1
+        file.seek(0)
         with Image.open(file) as im:
             # the plain getexif: PNG's own decodes the whole picture to look for a chunk behind it
             size, kind, turn = im.size, im.format, Image.Image.getexif(im).get(0x112, 1)

@@ -60,7 +60,7 @@ def escape_csv(v): # a value; anything but text stays as it is
 _KINDS = {stat.S_IFDIR: 'a folder', stat.S_IFIFO: 'a pipe', stat.S_IFSOCK: 'a socket', stat.S_IFCHR: 'a device',
           stat.S_IFBLK: 'a device'}
 
-def open_regular(path) -> BinaryIO:
+def open_regular(path, buffering: int = -1) -> BinaryIO: # as `open`'s
     "A file, open for reading; OSError for a folder, a pipe, a socket or a device, which are not opened."
     def check(s):
         if not stat.S_ISREG(s.st_mode):
@@ -69,12 +69,12 @@ def open_regular(path) -> BinaryIO:
     fd = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
     try: check(os.fstat(fd))
     except OSError: os.close(fd); raise
-    return open(fd, 'rb')
+    return open(fd, 'rb', buffering)
 
 def read_regular(path, # a file
                  most: int | None = None, # bytes; None: all of it
                 ) -> bytes:
     "The bytes of a file; OSError where there is none, or more than `most` in it."
-    with open_regular(path) as f: data = f.read(-1 if most is None else most + 1)
+    with open_regular(path, 0 if most is None else -1) as f: data = f.read(-1 if most is None else most + 1)
     if most is None or len(data) <= most: return data
     raise OSError(errno.EFBIG, f'it has more than {most:,} bytes', str(path))

@@ -223,35 +223,47 @@ def _is_as_read(t: Table, rows: np.ndarray, # of boxes, all of this source
 def _coco_annotations(t: Table, raws: list, ids: list, # of each box: the record it came from, or None; its new id
                       image_ids: list) -> list[dict]:
     "The entries of `annotations`."
-    image, category = ([ids[i] for i in t.boxes[k].tolist()]
-                       for k, ids in (('image', image_ids), ('category', t.category_ids)))
-    if not any(raws) and 'polygon' not in t.boxes: return _new_annotations(t, ids, image, category)
+    if _all_new(t, raws): return json.loads(f'[{", ".join(_new_annotations(t, ids, image_ids))}]')
     of, same = t.images.get('source', np.full(t.n_images, None))[t.boxes['image']], np.zeros(len(t), bool)
     for s in {id(s): s for s in of if s is not None}.values():
         rows = np.flatnonzero([x is s for x in of])
         same[rows] = _is_as_read(t, rows, s)
+    image, category = ([ids[i] for i in t.boxes[k].tolist()]
+                       for k, ids in (('image', image_ids), ('category', t.category_ids)))
     given = (dict(id=i, image_id=m, category_id=c) for i, m, c in zip(ids, image, category))
     return [merge_json(r, **new) if ok and r else _coco_annotation(_row_of(t.boxes, j), r, **new)
             for j, (r, ok, new) in enumerate(zip(raws, same.tolist(), given))]
 
-def _new_annotations(t: Table, ids: list, image: list, category: list) -> list[dict]:
-    "The entries of boxes that came from no record, a column at a time."
+
+# %% ../../nbs/data/23_formats.ipynb #8b72bddb
+def _all_new(t: Table, raws: list) -> bool: return not any(raws) and 'polygon' not in t.boxes
+
+def _json_texts(values: list, # of one kind
+               ) -> list: # what an f-string writes as json would
+    plain = {*map(type, values)} <= {int} or {*map(type, values)} <= {float} and np.isfinite(values).all()
+    return values if plain else [json.dumps(v, ensure_ascii=False) for v in values]
+
+def _new_annotations(t: Table, ids: list, image_ids: list) -> list[str]:
+    "The entries of boxes that came from no record, as texts: a million objects cost more than their text."
     x, y, x1, y1 = (t.boxes[k] for k in ('x0', 'y0', 'x1', 'y1'))
     area, crowd = t.boxes.get('area', np.full(len(t), np.nan)), t.boxes.get('crowd', np.zeros(len(t), bool))
     with np.errstate(over='ignore', invalid='ignore'): w, h = x1 - x, y1 - y; size = abs(w*h)
-    area = np.where(np.isnan(area), size, area)
-    columns = [v.tolist() for v in (x, y, w, h, area, crowd.astype(int), t.boxes['score'])]
-    out = [dict(id=i, image_id=m, category_id=c, bbox=[x, y, w, h], area=a, iscrowd=k)
-           for i, m, c, x, y, w, h, a, k, _ in zip(ids, image, category, *columns)]
-    for a, score in zip(out, columns[-1]):
-        if score == score: a['score'] = score
+    area, score = np.where(np.isnan(area), size, area), t.boxes['score']
+    images, kinds = (_json_texts([*k]) for k in (image_ids, t.category_ids))
+    more, ids, out = [''] * len(t), _json_texts(ids), []
+    for k in np.flatnonzero(~np.isnan(score)).tolist(): more[k] = f', "score": {json.dumps(score[k].item())}'
+    for k in range(0, len(t), 4096):   # numbers that the processor still has at hand
+        part = slice(k, k + 4096)
+        columns = [_json_texts(v[part].tolist()) for v in (x, y, w, h, area, crowd.astype(int))]
+        rows = zip(ids[part], t.boxes['image'][part].tolist(), t.boxes['category'][part].tolist(), *columns, more[part])
+        out += [f'{{"id": {i}, "image_id": {images[m]}, "category_id": {kinds[c]}, "bbox": [{x}, {y}, {w}, {h}], '
+                f'"area": {a}, "iscrowd": {k}{s}}}' for i, m, c, x, y, w, h, a, k, s in rows]
     return out
 
 # %% ../../nbs/data/23_formats.ipynb #a22ca106
-def coco_dict(t: Table,
-              split: bool = False, # write each image's split
-             ) -> dict:
-    "The table as a new COCO dictionary."
+def _coco_parts(t: Table, split: bool, # see `coco_dict`
+               ) -> tuple[list, ...]: # images, categories, the boxes' records, their ids, those of the images
+    "What a new COCO file is made of."
     of, raws = t.images.get('source', [None]*t.n_images), _raw_records(t)
     own = t.extra.get('own_ids') and not split and all(r for c in raws for r in c)
     ids = _unique_ids([r['id'] for r in raws[0]] if own else t.images['id'])
@@ -261,7 +273,26 @@ def coco_dict(t: Table,
     cats = [merge_json(known.get(n), id=i, name=None if n in known else n) for n, i in zip(t.names, t.category_ids)]
     of_name = dict(zip(t.names, t.category_ids))
     images = [_coco_image(m, r, id, split, of_name) for m, r, id in zip(_rows_of(t.images), raws[0], ids)]
-    return dict(images=images, annotations=_coco_annotations(t, raws[1], numbers, ids), categories=cats)
+    return images, cats, raws[1], numbers, ids
+
+def coco_dict(t: Table,
+              split: bool = False, # write each image's split
+             ) -> dict:
+    "The table as a new COCO dictionary."
+    images, cats, *rest = _coco_parts(t, split)
+    return dict(images=images, annotations=_coco_annotations(t, *rest), categories=cats)
+
+# %% ../../nbs/data/23_formats.ipynb #a2679ee6
+def _save_coco(t: Table, path: Path, split: bool = False) -> None:
+    "The same as a file."
+    images, cats, raws, ids, image_ids = _coco_parts(t, split)
+    if not _all_new(t, raws): return save_json(coco_dict(t, split), path)
+    lists = (json.dumps(v, ensure_ascii=False) for v in (images, cats))
+    rows = ', '.join(_new_annotations(t, ids, image_ids))
+    text = '{{"images": {}, "annotations": [{}], "categories": {}}}'.format(next(lists), rows, next(lists))
+    try: data = text.encode()
+    except UnicodeEncodeError: return save_json(coco_dict(t, split), path)   # half a character
+    with atomic_write(path) as tmp: Path(tmp).write_bytes(data)
 
 # %% ../../nbs/data/23_formats.ipynb #0b28c39e
 def _coco_rewritten(s: AnnotationFile, t: Table, rows: list, # of images, all of this source
@@ -406,7 +437,7 @@ def _write_coco(t: Table, path: Path,
         if _is_coco(s) and s.top['classes']:
             _save_text(s, _coco_rewritten(s, t, range(t.n_images)), path)
         elif not t.n_images and len(t.extra.get('sources', ())) == 1: _save_text(t.extra['sources'][0], None, path)
-        else: save_json(coco_dict(t, split=len(set(t.images['split'])) > 1), path)
+        else: _save_coco(t, path, split=len(set(t.images['split'])) > 1)
         return [normalize_name(f) for f in t.images['file']]
     rest = _write_by_source(t, ('coco',), lambda s, rows: _save_text(s, _coco_rewritten(s, t, rows), path/s.file))
     for s in dict.fromkeys(t.images['split'][rest]):
@@ -414,7 +445,7 @@ def _write_coco(t: Table, path: Path,
         p.parent.mkdir(parents=True, exist_ok=True)
         if p.exists(): p = p.with_stem(p.stem + '-new')
         mine = np.isin(np.arange(t.n_images), rest) & (t.images['split'] == s)
-        save_json(coco_dict(t.keep_images(mine)), p)
+        _save_coco(t.keep_images(mine), p)
     return [normalize_name(f) for f in t.images['file']]
 
 # %% ../../nbs/data/23_formats.ipynb #85d2e161
@@ -460,6 +491,7 @@ def _open_labels(label: Path, folder: Path, format: str, split: str) -> Annotati
     return AnnotationFile(rel, '', format=format, split=split, root=str(folder.absolute()), top=dict(absent=True))
 
 # %% ../../nbs/data/23_formats.ipynb #739e5196
+@gc_paused()
 def _read_yolo(path,
                names=None, # class names where the source has none
                sizes=None, # label file -> (width, height), where images are missing

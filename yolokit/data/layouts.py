@@ -253,7 +253,9 @@ def yolo_row(text: str, # a row
             ) -> tuple[int, list[float]]: # class, the numbers after it
     "A label row, checked; FormatError where it is none."
     f = text.split()
-    v = parse_floats(f, where, _YOLO_ROW_HELP)
+    try: v = [*map(float, f)]
+    except ValueError: v = []
+    if not v or '_' in text or not text.isascii(): v = parse_floats(f, where, _YOLO_ROW_HELP)
     if len(v) < 5: raise FormatError(where, f'found {len(v)} numbers ({text[:40]!r})', _YOLO_ROW_HELP)
     if points and len(v) not in (5, 5 + points):
         raise FormatError(where, f'found {len(v)} numbers', f'With kpt_shape a row has {5 + points}, or 5 where an '
@@ -417,9 +419,10 @@ def _folder_rows(split: str, # '': each picture's by its folders
     _pair_the_rest(out, texts, used)
     places = sorted({t.rsplit('/', 1)[0] for t in _label_places(f'{base}/x')}, key=len, reverse=True)
     for t, p in texts.items():
+        if t in used: continue
         place = next((f for f in places if t.casefold().startswith(f.casefold() + '/')), None)
         empty = 'labels/' in t.casefold() and p.stat().st_size == 0   # nothing is on that picture
-        if t in used or place is None or not (empty or _is_label_file(p)): continue
+        if place is None or not (empty or _is_label_file(p)): continue
         k = t[len(place) + 1:]
         if not wanted(part := split or _split_of(k)): continue
         used.add(t)
