@@ -70,21 +70,31 @@ def test_killed_and_resumed(root): campaign(root, 1, [(2, False)])
 def test_killed_and_resumed_in_full(root): campaign(root, POINTS, WAYS)
 
 
-@pytest.mark.soak                                      # it has not passed yet
-def test_a_stuck_loader_hears_sigterm(root):
-    "Processes of the loader that are stopped get 5 s: then there is a checkpoint of the last step, and nobody left."
-    log, began = root/'stuck.log', time.monotonic()
-    p = start(root, log, dict(name='stuck', workers=2), faults=[('stuck', 5)], every=1e9, cache=False)
-    while p.exitcode is None and time.monotonic() - began < 60:
-        p.join(.1)
-        if 'step' not in locals() and (root/'runs/stuck/steps.csv').exists(): step = time.monotonic()
-    p.join(1)
-    assert p.exitcode == 1 and gone(p.pid) < 2, log.read_text()[-2000:]
-    assert time.monotonic() - step < 12, 'from its first rows to its end'
-    assert 'stopped by SIGTERM after step' in log.read_text() and 'the processes of the loader hang' in log.read_text()
-    assert sorted(f.stem for f in (root/'runs/stuck/checkpoint').glob('step-*.sha256'))
-    assert run(root, log, dict(victims.TrainConfig(resume='stuck', workers=1).__dict__)) == 0, log.read_text()[-2000:]
-    assert end(root, 'stuck') == end(root, 'whole')
+def hears(root, name, how, patience): # -> seconds from SIGTERM to a checkpoint
+    "A loader that gives nothing: there is a checkpoint of the last step, nobody is left, and it is resumed to the bit."
+    log = root/f'{name}.log'
+    p = start(root, log, dict(name=name, workers=2), faults=[('stuck', 5, how, patience)], every=1e9, cache=False)
+    p.join(120)
+    said, code = log.read_text(), p.exitcode
+    if code is None: os.killpg(p.pid, signal.SIGKILL)
+    assert code == 1 and gone(p.pid) < 2, said[-2000:]
+    assert 'stopped by SIGTERM after step' in said and 'the processes of the loader hang' in said, said[-2000:]
+    mark, = (root/f'runs/{name}/checkpoint').glob('step-*.sha256')
+    seconds = mark.stat().st_mtime - (root/'told').stat().st_mtime
+    assert seconds < patience + 5, seconds
+    (root/'hang').unlink()
+    assert run(root, log, dict(victims.TrainConfig(resume=name, workers=1).__dict__)) == 0, log.read_text()[-2000:]
+    assert end(root, name) == end(root, 'whole')
+    return seconds
+
+
+def test_a_stuck_loader_hears_sigterm(root): hears(root, 'stuck', 'stopped', 1.)
+
+@pytest.mark.soak
+@pytest.mark.parametrize('how', ['stopped', 'reading'])
+def test_a_stuck_loader_hears_sigterm_in_full(root, how):
+    seconds = [hears(root, f'{how}{k}', how, 5.) for k in range(8)]
+    print(f'{how}: a checkpoint {min(seconds):.1f} to {max(seconds):.1f} s after SIGTERM, {len(seconds)} of them')
 
 
 TRAIN = Path(__file__).resolve().parents[1]/'nbs/train.ipynb'

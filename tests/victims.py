@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from yolokit.core import images
+from yolokit.data import loader
 from yolokit.network import checkpoints
 from yolokit.network.model import state_hash
 from yolokit.training import launcher, loss, optim, runs, step, train as training_train
@@ -81,12 +82,21 @@ def worker(n):
     wrap(step, 'backward', before=kill, nth=n)
 
 
-def stuck(n):
-    "The loader's processes are stopped at the nth step, and SIGTERM comes a moment later."
+def stuck(n, how, patience):
+    "At the nth step the loader's processes are stopped, or hang where they read pictures; SIGTERM comes a moment later."
+    loader._PATIENCE, main, root = patience, os.getpid(), Path(os.environ['YOLOKIT_ROOT'])
+    (root/'hang').unlink(missing_ok=True)
+    def tell():
+        (root/'told').touch()
+        os.kill(main, signal.SIGTERM)
     def stop(*a, **kw):
-        for p in multiprocessing.active_children(): os.kill(p.pid, signal.SIGSTOP)
-        threading.Timer(.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        (root/'hang').touch()
+        for p in multiprocessing.active_children() if how == 'stopped' else (): os.kill(p.pid, signal.SIGSTOP)
+        threading.Timer(1., tell).start()
+    def hang(*a, **kw):
+        while os.getpid() != main and (root/'hang').exists(): time.sleep(1)
     wrap(optim.EMA, 'update', after=stop, nth=n)
+    if how == 'reading': wrap(loader._BatchBuilder, '__getitem__', before=hang, nth=0)
 
 
 def full(pattern, n):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, yaml
 from ..core.boxes import sort_corners
 from ..core.files import (atomic_write, FormatError, make_linker, normalize_name, project_root, resolve_path,
-                                save_json)
+                                save_json, whole_folder)
 from ..core.console import log_line
 from ..data.table import Table
 from ..data.formats import coco_dict, lossy_fields, read, write, WRITERS
@@ -61,9 +61,9 @@ def _write_coco_splits(t: Table, out: Path) -> None:
             if path: link(path, str(out/'images'/split/file))
 
 # %% ../../nbs/apps/86_convert.ipynb #a71ffc4a
-def _say_where(out: Path) -> None:
+def _say_where(folder: Path, out: Path) -> None: # out: where the folder will be
     "The folder's absolute path into its data.yaml."
-    file = out/'data.yaml'
+    file = folder/'data.yaml'
     conf = yaml.safe_load(file.read_text(encoding='utf-8')) | dict(path=str(out.absolute()))
     if not {'train', 'val'} <= conf.keys():
         log_line('data.yaml: trainers want train and val, and this set has no such split: `yolokit prepare` makes one.')
@@ -116,9 +116,10 @@ def convert(c: ConvertConfig) -> tuple: # Table as it was read; Table as it is n
     table = read(path, c.format)
     lost = lossy_fields(table, c.to) if c.to in WRITERS else []
     new = _as_new(table, c.to == 'coco')
-    if c.to == 'coco': _write_coco_splits(new, out)
-    else: write(new, out, c.to, sidecar=False)
-    if c.to == 'yolo': _say_where(out)
+    with whole_folder(out) as part:
+        if c.to == 'coco': _write_coco_splits(new, part)
+        else: write(new, part, c.to, sidecar=False)
+        if c.to == 'yolo': _say_where(part, out)
     now = read(out, 'adapter' if kind != c.to else c.to, sidecar=False, **_names_for(c.to, new))
     lost = [l for l in lost if not l.endswith('file names')] + _compare(new, now)
     renamed = sum(a != b for a, b in zip(table.images['file'], new.images['file']))

@@ -10,7 +10,7 @@ __all__ = ['IMAGES', 'MEDIA_DIRS', 'project_root', 'shared_data_dir', 'resolve_p
            'merge_json', 'to_python', 'save_json', 'make_linker']
 
 # %% ../../nbs/core/04_files.ipynb #adf4e65c
-import codecs, hashlib, json, os, re, secrets, shutil, socket, time, unicodedata
+import codecs, errno, hashlib, json, os, re, secrets, shutil, socket, time, unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -94,6 +94,10 @@ def whole_folder(out: Path) -> Iterator[Path]: # gives the folder to fill, besid
         try: part.rename(out)
         except OSError:
             if not out.is_dir() or not any(out.iterdir()): raise
+    except OSError as e:
+        if e.errno != errno.ENAMETOOLONG: raise
+        raise FormatError(out, f'a name in it is longer than 255 bytes: {Path(e.filename2 or e.filename or "").name}',
+                          'Nothing was written: shorten the name.') from None
     finally: shutil.rmtree(part, ignore_errors=True)
 
 # %% ../../nbs/core/04_files.ipynb #1f7fc46a
@@ -366,7 +370,7 @@ def parse_yaml(text: str, path) -> object: # path: for the message
                 if long and not e.value.strip('0123456789abcdefxoABCDEFX_:+-.') else '')
         if what: raise FormatError(f'{path}:{e.start_mark.line + 1}', what, 'It can hide a text that expands without '
                                    'end, or costs minutes: write it out.')
-    return yaml.load(text, _yaml_loader)
+    return yaml.load(text, _yaml_loader) # noqa: S506 # a safe loader under another name
 
 # %% ../../nbs/core/04_files.ipynb #f54d18a2
 def load_yaml(path, # UTF-8, at most a megabyte
@@ -396,7 +400,8 @@ def load_data_yaml(path, # YOLO's description of a data set
     names, n = conf.get('names'), conf.get('nc')
     if names is None: return conf
     if isinstance(names, dict | list): # as they are written: yaml takes `no` for False
-        names = yaml.load(read_text(path), getattr(yaml, 'CBaseLoader', yaml.BaseLoader)).get('names')
+        loader = getattr(yaml, 'CBaseLoader', yaml.BaseLoader) # makes nothing but texts
+        names = yaml.load(read_text(path), loader).get('names') # noqa: S506
     if isinstance(names, dict):
         if not all(k.isdecimal() and len(k) < 5 for k in names):
             raise FormatError(path, f'names has the keys {quote(list(names), 40)}', 'Number the classes 0, 1, 2 ...')

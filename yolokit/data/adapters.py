@@ -865,9 +865,9 @@ def _parse_scalar(v):
 # %% ../../nbs/data/19_adapters.ipynb #9ad98bb3
 def is_valid_filename(name: str) -> bool:
     "Whether a file can have this name."
-    if len(name) < 250 and name.isascii() and name.isprintable(): return True
+    if len(name) < 256 and name.isascii() and name.isprintable(): return True
     if any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in name): return False
-    return all(len(p.encode()) < 250 for p in name.split('/')) and len(name) < 4000
+    return all(len(p.encode()) < 256 for p in name.split('/')) and len(name) < 4000
 
 def file_name(v, # what the record says
               where, # for messages
@@ -875,7 +875,7 @@ def file_name(v, # what the record says
              ) -> tuple[str, str]: # as the source has it; where to look for it
     "The name of an image; FormatError if it leads out of the folder, or no file can have it."
     if not isinstance(v, str) or not v.strip() or not is_valid_filename(v):
-        raise FormatError(where, f'file name {str(v)[:60]!r}'.encode('ascii', 'backslashreplace').decode(),
+        raise FormatError(where, f'file name {quote(str(v), 60)}',
                           'A picture needs a name that a file can have.')
     v, look = v.strip(), normalize_name(v.strip())
     if look[0] == '/' or re.match('[A-Za-z]:', look): return v, look.rsplit('/', 1)[-1]

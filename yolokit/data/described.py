@@ -7,16 +7,14 @@ __all__ = ['DESCRIBED', 'described_files', 'find_described']
 
 # %% ../../nbs/data/20_described.ipynb #6a6d3067
 from pathlib import Path
-import yaml
-from ..core.files import list_files
+from ..core.files import list_files, parse_yaml
 from .adapters import has_shape, parse_adapter, record_files
 
 # %% ../../nbs/data/20_described.ipynb #35d0ae87
 def _load_described() -> dict: # name -> adapter
     "The adapters that ship with yolokit."
-    loader = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
     folder = Path(parse_adapter.__code__.co_filename).parent/'described'  # in a notebook too
-    return {p.stem: parse_adapter(yaml.load(p.read_text(encoding='utf-8'), loader), p.name)
+    return {p.stem: parse_adapter(parse_yaml(p.read_text(encoding='utf-8'), p), p.name)
             for p in sorted(folder.glob('*.yaml'))}
 
 DESCRIBED = _load_described()

@@ -973,17 +973,19 @@ def _read_parking(path, names=None, strict=None) -> Table:
 # %% ../../nbs/data/23_formats.ipynb #5eb577f6
 def _write_parking(t: Table, path: Path) -> list: # of each image: how to find it again
     "The same layout; images of no split go to train."
-    files = file_names(t)
     rest = _write_by_source(t, ('parking',), lambda s, rows: _save_text(s, _coco_rewritten(s, t, rows), path/s.file))
+    files, kept = file_names(t), np.setdiff1d(np.arange(t.n_images), rest)
+    for i in kept: files[i] = normalize_name(t.images['file'][i]) # as its record has it
+    new = t.with_images(file=files)
     for s, f in _PARKING_FILES.items():
         rows, p = [i for i in rest if (t.images['split'][i] or 'train') == s], path/f
         if not rows: continue
         if p.exists():
             raise FormatError(f, 'pictures of another source would go into it', 'Write the splits apart, or to coco.')
         p.parent.mkdir(parents=True, exist_ok=True)
-        save_json(coco_dict(t.keep_images(rows)), p)
+        save_json(coco_dict(new.keep_images(rows)), p)
     _link_images(t, path, [f'{s or "train"}/images/{f}' for s, f in zip(t.images['split'], files)])
-    return [normalize_name(f) for f in t.images['file']]
+    return files
 
 # %% ../../nbs/data/23_formats.ipynb #1dbb3a95
 def _adapter_yaml(folder: Path) -> Path | None:

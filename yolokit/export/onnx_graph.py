@@ -48,7 +48,7 @@ class OnnxBuilder:
         a = x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
         if kind or a.dtype.kind == 'f': a = a.astype(kind or (np.float16 if self.half else np.float32))
         a = np.ascontiguousarray(a).reshape(a.shape)
-        key = a.dtype.str, a.shape, hashlib.sha1(a.data).digest()
+        key = a.dtype.str, a.shape, hashlib.sha1(a.data, usedforsecurity=False).digest()
         if key not in self.known:
             self.known[key] = self.name('const')
             self.tensors.append(require().numpy_helper.from_array(a, self.known[key]))
