@@ -520,3 +520,23 @@ def test_slips_are_asked_about(pair):
     assert len(said_of_names(pair.split(','), [100, 4])) == 1
     if 'one name' not in said_of_names(pair.split(','), [100, 4])[0]:
         assert said_of_names(pair.split(','), [100, 90]) == []                            # as frequent: two things
+
+
+@pytest.mark.parametrize('cameras', [3, 4])
+def test_each_of_a_few_cameras_validates(tmp_path, cameras):
+    "No group holds more than a third, but none fits into val whole: cut by time, with frames that look otherwise."
+    for k in range(cameras):
+        camera(tmp_path/str(k), lambda i: f'cam{k}_{i:05}', n=40, drive=True)
+        for p in (tmp_path/str(k)).glob('*/*'):
+            to = tmp_path/'all'/p.relative_to(tmp_path/str(k))
+            to.parent.mkdir(parents=True, exist_ok=True)
+            if p.suffix == '.txt': p.rename(to); continue
+            x = images.read_image(p)
+            images.write_image(to, np.roll(x[::(-1)**k], 60*k, 1)[..., [k % 3, (k + 1) % 3, (k + 2) % 3]])
+    notes = []
+    t = split(read(tmp_path/'all'), how='auto', notes=notes)
+    for k in range(cameras):
+        of = np.array([f.startswith(f'cam{k}') for f in t.images['file']])
+        n = {s: int((of & (t.images['split'] == s)).sum()) for s in ('train', 'val')}
+        assert n['train'] >= 30 and 4 <= n['val'] <= 8, (k, n, notes)
+    assert sum('split by time' in s for s in notes) == cameras and not any('asked for' in s for s in notes)

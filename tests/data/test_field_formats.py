@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from yolokit.core import images
 from yolokit.core.files import FormatError
 from yolokit.data.formats import DESCRIBED, detect_format, read, write
 from yolokit.data.table import Table
@@ -347,3 +348,32 @@ def test_broken_records_are_one_sentence(tmp_path):
             (d/name).write_bytes(broken)
             try: read(d, fmt)
             except FormatError: pass
+
+
+@pytest.mark.parametrize('deep', ['set', 'set/deep', '내려받기/세트/v2'])
+@pytest.mark.parametrize('packed', [True, False])
+def test_the_description_of_a_set_that_stands_deeper(tmp_path, deep, packed):
+    "An archive whose folders stand in each other alone keeps its class names and its split."
+    d = tmp_path/'in'/deep
+    for name, text in {'data.yaml': 'train: images\nnames: [cat, 개]\n', 'labels/a.txt': '1 .5 .5 .25 .25\n'}.items():
+        (d/name).parent.mkdir(parents=True, exist_ok=True)
+        (d/name).write_text(text, encoding='utf-8')
+    images.write_image(d/'images/a.png', np.zeros((48, 64, 3), np.uint8))
+    if packed:
+        with tarfile.open(tmp_path/'x.tar.gz', 'w:gz') as z: z.add(tmp_path/'in', '.')
+    t = read(tmp_path/('x.tar.gz' if packed else 'in'))
+    assert (t.names, t.images['split'].tolist(), t.images['file'].tolist()) == (['cat', '개'], ['train'], ['a.png'])
+
+
+@pytest.mark.parametrize('codec', ['utf-16-le', 'utf-16-be'])
+@pytest.mark.parametrize('file, text, format', [
+    ('train_labels.csv', 'filename,width,height,class,xmin,ymin,xmax,ymax\na.png,64,48,차,1,2,30,40\n', 'tf-csv'),
+    ('a.txt', '0 .5 .5 .25 .25\n', 'yolo'),
+    ('a.json', json.dumps(dict(images=[dict(id=1, file_name='a.png')], annotations=[dict(id=1, image_id=1, bbox=[
+        1, 2, 3, 4], category_id=1)], categories=[dict(id=1, name='차')])), 'coco')])
+def test_files_in_utf_16_are_known(tmp_path, codec, file, text, format):
+    "As Excel saves `Unicode text`, and as PowerShell writes with `>`."
+    images.write_image(tmp_path/'a.png', np.zeros((48, 64, 3), np.uint8))
+    (tmp_path/file).write_bytes(('\ufeff' + text).encode(codec))
+    t = read(tmp_path)
+    assert (t.extra['format'], len(t), t.images['file'].tolist()) == (format, 1, ['a.png'])

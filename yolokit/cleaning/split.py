@@ -157,9 +157,11 @@ def _links(t: Table, group=augmentation_stem, # function of the file name; '': o
     return own, kin, _near_duplicates(list(t.images['gist'])).tolist() if 'gist' in t.images else []
 
 def _large_groups(of: np.ndarray, # (I,) group of each image
+                  most: float = 1., # share of the images that a part has at most
                  ) -> list: # rows of each
-    "The groups that hold more than a third of the images."
-    return [np.flatnonzero(of == k) for k, n in zip(*np.unique(of, return_counts=True)) if 3*n > len(of) and n > 2]
+    "The groups that hold more than a third of the images, or that no part takes whole without missing its share."
+    large = lambda n: 3*n > len(of) and n > 2 or n > most*len(of) and n >= 16
+    return [np.flatnonzero(of == k) for k, n in zip(*np.unique(of, return_counts=True)) if large(n)]
 
 # %% ../../nbs/cleaning/37_split.ipynb #88f8eb5d
 class _GroupNote(str):
@@ -177,10 +179,11 @@ def _group_note(t: Table, rows: np.ndarray, what: str) -> _GroupNote:
 def groups(t: Table, # with digests
            links=None, # of `_links`, where they are known
            notes=None, # list: gets what became of a group that holds nearly all
+           most: float = 1., # see `_large_groups`
           ) -> list[str]: # one key an image
     "What must not be torn apart: siblings by name, copies by content, images that look the same."
     own, kin, alike = links or _links(t)
-    for rows in _large_groups(_linked(t, kin + alike)): # a camera that stands still: only what moves tells
+    for rows in _large_groups(_linked(t, kin + alike), most): # a camera that stands still: only what moves tells
         scene, inside = _scenes(t.images['path'][rows]), set(rows.tolist())
         alike = [p for p in alike if p[0] not in inside] + list(zip(rows[scene].tolist(), rows.tolist()))
         parts = len(np.unique(scene))
@@ -242,13 +245,14 @@ def _split_by_hash(t: Table, val: float, test: float, # shares
                    seed: int, known=None, # sha256 -> split of images that were split before
                    notes=None, # list: gets what became of large groups
                    links=None, # of `_links`, where they are known
+                   most: float = 1., # see `_large_groups`
                   ) -> np.ndarray: # (I,) split
     "Every group by its own number, stratum by stratum, at least one in val; known images and their groups stay."
     t = with_digests(t)
-    keys, of = np.unique(np.array(groups(t, links, notes), object), return_inverse=True)
+    keys, of = np.unique(np.array(groups(t, links, notes, most), object), return_inverse=True)
     u, kind, size = _hash_to_unit(keys, seed), _rarest_class(t, of, len(keys)), np.bincount(of)
     out, told = np.full(len(keys), 'train', object), np.zeros(len(keys), bool)
-    large = _large_groups(of) # to be learnt from: to judge by, they would be nearly all there is
+    large = _large_groups(of, most) # to be learnt from: to judge by, they would be nearly all there is
     told[[of[rows[0]] for rows in large]] = True
     often = told.copy()
     for k, d in zip(of, t.images['sha256']):
@@ -320,16 +324,21 @@ def _check_shares(t: Table, val: float, test: float, notes: list) -> None:
             notes.append(f'{name} has {n} of {t.n_images} pictures, {n/t.n_images:.0%} where {aim:.0%} was asked for.')
 
 # %% ../../nbs/cleaning/37_split.ipynb #3d140af7
-def _frames_of_one_camera(t: Table, links: tuple, val: float, test: float, gap: int, notes: list) -> np.ndarray:
+def _frames_of_one_camera(t: Table, links: tuple, val: float, test: float, gap: int, notes: list,
+                          most: float) -> np.ndarray: # see `_large_groups`
     "(I,) blocks of time for frames that all look the same, the split or 'gap'; the other images stay ''."
     out, (_, kin, alike) = np.full(t.n_images, '', object), links
-    for rows in _large_groups(_linked(t, kin + alike)):
+    for rows in _large_groups(_linked(t, kin + alike), most):
         f = [video_frame(n) for n in t.images['file'][rows]]
-        numbers = np.array([v[1] for v in f if v])
-        if None in f or len({v for v, _ in f}) > 1 or len(np.unique(numbers)) < 16: continue
+        if None in f or len({v for v, _ in f}) > 1 or len({n for _, n in f}) < 16: continue
+        every = [video_frame(n) or (None, 0) for n in t.images['file']]
+        film = np.flatnonzero([v == f[0][0] for v, _ in every]) # also its frames that look otherwise
+        if 2*len(rows) >= len(film): rows = film
+        numbers = np.array([every[i][1] for i in rows])
         frames = len(np.unique(numbers))
         near = min(gap, frames//16) # a sixteenth of a short film at each border
         step = max(int(np.median(np.diff(np.unique(numbers)))), 1) # numbers from one frame to the next
+        if (out[rows] != '').any(): continue # as another group of the same film
         share = near/frames # the gap is taken from training, so that val has its share
         out[rows] = _time_blocks(numbers, val + share, test + share*(test > 0), near*step)
         out[rows[out[rows] == '']] = 'gap'
@@ -343,10 +352,12 @@ def _split_anew(t: Table, val, test, how: str, asked: str, gap, seed, known, not
     if how == 'time': new = _split_by_time(t, val, test, gap)
     else:
         links = _links(t := with_digests(t))
-        new = np.full(t.n_images, '', object)
-        if asked == 'auto': new = _frames_of_one_camera(t, links, val, test, gap, notes)
+        new, most = np.full(t.n_images, '', object), 1.2*max(val, test) or 1.
+        if asked == 'auto': new = _frames_of_one_camera(t, links, val, test, gap, notes, most)
+        else: most = 1.
         rest = new == ''
-        new[rest] = _split_by_hash(t.keep_images(rest), val, test, seed, known, notes, links if rest.all() else None)
+        new[rest] = _split_by_hash(t.keep_images(rest), val, test, seed, known, notes, links if rest.all() else None,
+                                   most)
         new[new == 'gap'] = ''
     _check_shares(t.with_images(split=new).keep_images(new != ''), val, test, notes)
     return new

@@ -918,13 +918,14 @@ def record_files(root: Path, # a folder, or one file
     some = [p for k, p in here.items() if any(m.match(k) for m in match)]
     return [p for p in some if has_shape(p, A)] or some
 
+_UTF16 = b'\xff\xfe', b'\xfe\xff'   # as Excel and PowerShell write
 def has_shape(p: Path, A: _Adapter) -> bool:
     "Whether a file begins as the adapter's do; one without an expression takes any, and an empty file is of any kind."
     if not A.shape: return True
     try:
         with open_regular(p) as f: data = f.read(1 << 14)
     except OSError: return False
-    text = data.decode('utf-8-sig', 'ignore')
+    text = data.decode('utf-16' if data[:2] in _UTF16 else 'utf-8-sig', 'ignore')
     if A.kind == 'csv' and _as_saved(text, A) is not A: text = text.replace(';', ',')
     return not text.strip() or bool(re.match(A.shape, text, re.S))
 

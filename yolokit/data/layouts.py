@@ -225,10 +225,13 @@ def merge_categories(d: dict, # parsed json
     return row
 
 # %% ../../nbs/data/22_layouts.ipynb #53733d9a
+_UTF16 = b'\xff\xfe', b'\xfe\xff'   # how such a text begins
+
 def file_contains(path: Path, what: bytes) -> bool:
     "Whether a file holds these bytes; false where it cannot be read."
-    try: return what in read_regular(path)
+    try: data = read_regular(path)
     except OSError: return False
+    return what in (data.decode('utf-16', 'ignore').encode() if data[:2] in _UTF16 else data)
 
 def coco_files(folder) -> list[tuple[str, Path]]: # split, json
     "The annotation files of a COCO folder: `instances_*.json`, `_annotations.coco.json`, or any json with images."
@@ -365,7 +368,7 @@ def _is_label_file(path: Path) -> bool:
     try:
         with open_regular(path) as f: head = f.read(8192)
     except OSError: return False
-    rows = head.decode(errors='replace').splitlines()
+    rows = head.decode('utf-16' if head[:2] in _UTF16 else 'utf-8', 'replace').splitlines()
     if len(head) == 8192: rows[-1] = rows[-1].rpartition(' ')[0]   # a number was cut
     rows = [is_row(x) for x in rows if x.strip()][:5]
     return 2*sum(rows) > len(rows)
@@ -525,14 +528,17 @@ def _find_names(folder: Path) -> list[str]:
 
 # %% ../../nbs/data/22_layouts.ipynb #d54ab340
 def find_description(folder: Path) -> Path | None:
-    "The data.yaml or obj.data of a folder, or of the one folder in it that has one; FormatError where several have."
+    """The data.yaml or obj.data of a folder, or of the one folder in it that has one, also where folders stand in each
+    other alone; FormatError where several have."""
     def own(f):
         yamls, data = ([p for p in sorted(f.glob(x)) if p.name[0] != '.'] for x in ('*.y*ml', '*.data'))
         named = [p for p in yamls if re.search(rb'(?m)^names\s*:', read_regular(p)[:1 << 20])]
         some = [p for p in yamls if p.name.startswith('data')][:1] or named or data[:1]
         return some
-    some = own(folder)
-    if not some: some = [q for p in sorted(folder.iterdir()) if p.is_dir() and p.name[0] != '.' for q in own(p)[:1]]
+    some, below = own(folder), [folder]
+    while not some and len(below) == 1:
+        below = [p for p in sorted(below[0].iterdir()) if p.is_dir() and p.name[0] != '.' and p.name != '__MACOSX']
+        some = [q for p in below for q in own(p)[:1]]
     if len(some) > 1:
         raise FormatError(folder, f'{len(some)} data sets: {", ".join(os.path.relpath(p, folder) for p in some[:5])}',
                           'Name the one to read.')
