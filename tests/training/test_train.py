@@ -209,3 +209,10 @@ def test_the_same_bits_from_files_from_shards_and_from_a_server(root, monkeypatc
                                         data=f'{s.url}/in-tars'))
         with pytest.raises(launcher.TrainingInterrupted): judged(cut, Killer(1))
         assert weights_of(train(TrainConfig(resume='cut-far', workers=0))) == want
+
+
+@pytest.mark.parametrize('recipe, told', [('v5-high', 1), ('v5-med', 0)])
+def test_a_share_that_does_nothing_is_told(root, recipe, told):
+    "copy_paste needs outlines, which the loader does not give."
+    run = go(stage='baseline', weights='none', recipe=recipe, steps=1, bs=2, name=f'share-{recipe}')
+    assert run.log.read_text(encoding='utf-8').count('copy_paste=0.1 does nothing here: it needs outlines') == told

@@ -280,6 +280,8 @@ def _acquaint(run: Run, t: TrainState, loader: Loader, stop: StopFlag) -> None:
     run.stop = stop
     loader.watch_stop(stop)
     if getattr(loader, 'unlabelled', None) is not None: t.loss.ignore(loader.unlabelled)
+    if share := t.recipe.augment.copy_paste:
+        run.say(f'augment.copy_paste={share:g} does nothing here: it needs outlines, and the training is given boxes')
     wrap_ddp(t)
 
 # %% ../../nbs/training/51_train.ipynb #580cd1ef
