@@ -377,3 +377,19 @@ def test_files_in_utf_16_are_known(tmp_path, codec, file, text, format):
     (tmp_path/file).write_bytes(('\ufeff' + text).encode(codec))
     t = read(tmp_path)
     assert (t.extra['format'], len(t), t.images['file'].tolist()) == (format, 1, ['a.png'])
+
+
+def test_records_that_hold_no_suffix_and_no_folder(tmp_path):
+    "Open Images' ImageID: png come back by the sidecar, with their sizes, and no two pictures get one name."
+    boxes = dict(image=[0, 1, 2], category=[0, 1, 1], x0=[3.25, 10, 0], y0=[2.5, 6, 1], x1=[30.125, 40, 60], y1=[
+        40.75, 44, 30])
+    t = Table.make(dict(file=['가 1.png', 'd/a.png', 'e/a.jpg'], width=[64]*3, height=[48]*3, split=['train']*3),
+                   boxes, ['차', 'cat'])
+    write(t, tmp_path/'a', 'openimages')
+    u = read(tmp_path/'a')
+    assert (u.images['file'].tolist(), u.xyxy.tolist()) == (t.images['file'].tolist(), t.xyxy.tolist())
+    assert u.boxes['image'].tolist() == [0, 1, 2] and u.images['width'].tolist() == [64]*3
+    pics = [picture(tmp_path/f'pics/{f}') for f in t.images['file']]
+    write(t.with_images(path=list(map(str, pics))), tmp_path/'b', 'openimages', sidecar=False)
+    u = read(tmp_path/'b', sidecar=False)
+    assert all(u.images['path']) and np.allclose(sorted(u.xyxy.tolist()), sorted(t.xyxy.tolist()))

@@ -862,8 +862,7 @@ def _class_codes(t: Table, A, s: AnnotationFile | None = None) -> list[str]: # o
 # %% ../../nbs/data/23_formats.ipynb #3f378746
 def _write_by_adapter(t: Table, path: Path, A, format: str) -> list: # of each image: how to find it again
     "Record files of one description: those that were read with what changed, new ones beside."
-    code, files = _class_codes(t, A), file_names(t.with_images(split=['']*t.n_images))
-    if A.numbered: files = A.numbered_names(files)
+    code, files = _class_codes(t, A), _names_to_write(t, A)
     rows = [_row_of(t.images, i) for i in range(t.n_images)]
     def boxes(i, code=code): # rows of image i, each with its place in the source
         mine = [dict(slot=-1) | _row_of(t.boxes, j) | dict(code=code[t.boxes['category'][j]], at=j) for j in t.of(i)]
@@ -938,7 +937,20 @@ def _new_places(A, file: str, split: str) -> tuple[str, str]: # of the record fi
 
 def _name_in_record(A, file: str) -> str:
     "The name by which its record calls it: labelme's is relative to the record."
+    if suffix := _given_suffix(A): return os.path.splitext(file)[0] + suffix
     return os.path.basename(file) if A.name == 'labelme' else file
+
+# %% ../../nbs/data/23_formats.ipynb #3ac35dd1
+def _given_suffix(A) -> str: # '' where records name it themselves
+    "The suffix of all pictures where records hold a bare name, as Open Images' do: `{ImageID}.jpg`."
+    said = A.image.get('file', ('',))[0]
+    return said.rpartition('}')[2] if isinstance(said, str) and '{' in said and not A.numbered else ''
+
+def _names_to_write(t: Table, A) -> list[str]: # one an image
+    "Names of the pictures beside new records: without folders where records cannot say them, or numbers."
+    bare = dict(file=[*map(os.path.basename, t.images['file'])]) if _given_suffix(A) else {}
+    files = file_names(t.with_images(split=['']*t.n_images, **bare))
+    return A.numbered_names(files) if A.numbered else files
 
 # %% ../../nbs/data/23_formats.ipynb #05de5b07
 def _write_image_sets(t: Table, path: Path, where: list, # record files
