@@ -1,13 +1,14 @@
 """Fifty hostile names of classes, files, runs, folders and networks in every page, table and line that the library
 makes, rendered by Chromium: no script runs, no table breaks, no plot takes a name for a formula."""
 import csv, io, re
+from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat, numpy as np, pytest
 
-import browser
-from yolokit.apps import compress, crossval, leaderboard as app_board, precision_study
-from yolokit.cleaning import checks, repair
+import browser, yolokit
+from yolokit.apps import compress, crossval, leaderboard as app_board, precision_study, sweep
+from yolokit.cleaning import checks, inspector, prepare, repair
 from yolokit.cleaning.gallery import gallery
 from yolokit.cleaning.inspector import Inspector
 from yolokit.cleaning.prepare import Prepared
@@ -15,7 +16,7 @@ from yolokit.compression import pareto
 from yolokit.core.console import log_line
 from yolokit.core.images import write_image
 from yolokit.core.untrusted import escape_markdown
-from yolokit.data import viewer
+from yolokit.data import table, viewer
 from yolokit.data.table import from_columns
 from yolokit.evaluation import bootstrap, curves, errors, leaderboard, metrics
 from yolokit.training import monitor
@@ -41,6 +42,8 @@ NAMES = [
 DOT = bytes.fromhex('89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c6360606060'
                     '0000000500015e221d0b0000000049454e44ae426082')
 RUNS = [n.replace('/', '') for n in NAMES]
+MADE_BY = (table, checks, inspector, prepare, repair, monitor, errors, leaderboard, metrics, compress, crossval,
+           precision_study, sweep)
 
 
 def data(folder):
@@ -96,6 +99,14 @@ def made(tmp_path_factory):
     info = dict(counts={'train': [1]*(len(NAMES) + 1), 'val': [1]*(len(NAMES) + 1)}, names=NAMES, in_gaps=0,
                 repair=dict(found={'reversed-x': 1}), notes=NAMES, left_out=[dict(file=n, why=n) for n in NAMES[:3]])
     markdown['prepare'] = Prepared(folder, info)._repr_markdown_()
+    metric = dict.fromkeys(bootstrap.METRICS, .5)
+    numbers = metric | dict(interval=dict.fromkeys(metric, (.4, .6)), folds=[.4, .6], spread=.1)
+    markdown['crossval'] = crossval._Crossval(SimpleNamespace(name=NAMES[0]), truth, found, np.arange(len(NAMES)) % 2,
+                                              numbers, seen)._repr_markdown_()
+    trials = [dict(number=k, state='complete', run=n, AP=.5 + k/99) | {NAMES[0]: n, 'lr0': .01*k}
+              for k, n in enumerate(RUNS)]
+    markdown['sweep'], figure = sweep.sweep_report(dict(trials=trials))
+    figure.savefig(folder/'sweep.png')
     html['table'] = truth._repr_html_()
     look = Inspector(faulty, seen, folder/'decisions.json')
     look.error = NAMES[0]
@@ -168,10 +179,6 @@ def test_each_row_of_markdown_is_one_line(made):
 def test_every_table_has_as_many_rules_and_cells_as_heads(made, tmp_path):
     "The class table had ten heads over nine rules: JupyterLab shows such a table as lines of text."
     texts = made.markdown | {f'report {k}': c.source for k, c in enumerate(report(tmp_path/'r', 'r').cells)}
-    metric = dict.fromkeys(bootstrap.METRICS, .5)
-    numbers = metric | dict(interval=dict.fromkeys(metric, (.4, .6)), folds=[.4, .6], spread=.1)
-    texts['crossval'] = crossval._Crossval(SimpleNamespace(name=NAMES[0]), made.truth, made.found,
-                                           np.arange(len(NAMES)) % 2, numbers, made.findings)._repr_markdown_()
     seen = 0
     for name, text in texts.items():
         tables = re.findall(r'(?m)^(?:\|.*\|[ ]*$\n?)+', text)
@@ -221,3 +228,11 @@ def test_every_plot_draws_a_name_as_it_is(made, tmp_path):
     assert all(not x.get_parse_math() for f in figures for x in f.findobj(lambda a: hasattr(a, 'get_parse_math')))
     assert not any('mathdefault' in x for x in texts) # a power of ten on a logarithmic axis
     assert '5$_bill_$' in texts and not any('\x1b' in x or '\u202e' in x for x in texts)
+
+
+def test_every_page_and_table_is_among_them():
+    "Whoever shows itself in Markdown or HTML, and whoever makes a text or a page of it: a new one is rendered here too."
+    makes = re.compile(r'def _repr_(markdown|html|mimebundle)_|escape_(markdown|html)\(')
+    shown = {f'{p.parent.name}.{p.stem}' for p in Path(yolokit.__file__).parent.glob('*/*.py')
+             if makes.search(p.read_text(encoding='utf-8'))}
+    assert shown == {'core.untrusted', *(m.__name__[8:] for m in MADE_BY)}

@@ -349,7 +349,7 @@ def _parallel(ax, rows: list, names: list, y: np.ndarray) -> None: # rows: finis
         order = sorted({*v}, key=str if words else None)
         columns.append([order.index(x)/max(len(order) - 1, 1) for x in v])
         for at in sorted({0, len(order) - 1}):
-            ax.text(len(columns) - 1, -.06 if at == 0 else 1.03, f'{order[at]:.3g}' if not words else order[at],
+            ax.text(len(columns) - 1, -.06 if at == 0 else 1.03, plot_text(order[at] if words else f'{order[at]:.3g}', 18),
                     ha='center', va='top' if at == 0 else 'bottom', fontsize=7)
     span = (y - y.min())/max(np.ptp(y), 1e-12)
     for line, s in sorted(zip(zip(*columns), span), key=lambda e: e[1]):
@@ -366,7 +366,8 @@ def sweep_report(found: dict, # of `sweep`
     done = [r for r in rows if r['state'] == 'complete']
     names = [k for k in rows[0] if k not in ('number', 'state', 'run', metric)]
     cell = lambda v: escape_markdown(f'{v:.4g}' if isinstance(v, float) else str(v))
-    link = lambda r: f'[{r["run"]}](../runs/{r["run"]}/report.ipynb)' if r['run'] else ''
+    plain = lambda name: re.fullmatch(r'[\w.+-]+', name) # others are no place to link to
+    link = lambda r: f'[{r["run"]}](../runs/{r["run"]}/report.ipynb)' if plain(r['run']) else escape_markdown(r['run'])
     row = lambda values: '| ' + ' | '.join(values) + ' |'
     lines = [row(['run', 'state', metric, *map(escape_markdown, names)]), '|---'*(3 + len(names)) + '|']
     lines += [row([link(r), r['state'], cell(r[metric]), *(cell(r.get(k, '')) for k in names)]) for r in rows]

@@ -79,6 +79,9 @@ def atomic_write(path, # the file to write
         yield part
         with open(part, 'rb+') as f: os.fsync(f.fileno())
         os.replace(part, path)
+    except OSError as e:
+        e.filename = e.filename or str(path) # a full disk names no file
+        raise
     finally: part.unlink(missing_ok=True)
 
 @contextmanager
@@ -95,7 +98,9 @@ def whole_folder(out: Path) -> Iterator[Path]: # gives the folder to fill, besid
         except OSError:
             if not out.is_dir() or not any(out.iterdir()): raise
     except OSError as e:
-        if e.errno != errno.ENAMETOOLONG: raise
+        if e.errno != errno.ENAMETOOLONG:
+            e.filename = e.filename or str(out)
+            raise
         raise FormatError(out, f'a name in it is longer than 255 bytes: {Path(e.filename2 or e.filename or "").name}',
                           'Nothing was written: shorten the name.') from None
     finally: shutil.rmtree(part, ignore_errors=True)
