@@ -16,7 +16,7 @@ class Place:
     "A checkout at one path, made anew for each call, and what every call leaves there when nothing happens."
     def __init__(self, folder):
         self.at, self.kept, self.log, self.found = folder/'case', folder/'kept', folder/'log', {}
-        self.at.mkdir()
+        self.at.mkdir(exist_ok=True)
         first(self.at)
         shutil.copytree(self.at, self.kept, symlinks=True)
 
