@@ -1,6 +1,7 @@
 """Killed anywhere and called again, a disk that is full anywhere, two and three at once: whole results, each time. A
 few of each here, all of them in `make soak`."""
-import http.server, os, random, re, shutil, subprocess, threading, time
+import http.server, os, random, re, shutil, subprocess, tempfile, threading, time
+from pathlib import Path
 
 import pytest
 
@@ -102,10 +103,11 @@ class Disk(Place):
 
 
 @pytest.fixture(scope='module')
-def disk(tmp_path_factory):
-    d = Disk(tmp_path_factory.mktemp('disk'))
-    yield d
-    subprocess.run(['umount', '-l', str(d.at)], check=True)
+def disk(): # not among pytest's folders, which it removes by itself
+    with tempfile.TemporaryDirectory(prefix='yolokit-disk-', ignore_cleanup_errors=True) as folder:
+        d = Disk(Path(folder))
+        yield d
+        subprocess.run(['umount', '-l', str(d.at)], check=True)
 
 
 FULL = re.compile('No space left|disk is full|could not be written|cannot be written|full disk', re.I)
@@ -176,7 +178,7 @@ def race(place, name, r, address):
     gate = victims.CONTEXT.Barrier(n)
     for l in logs: l.unlink(missing_ok=True)
     all_of_them = [begin(name, place.at, l, equal=r.random() < .7, gate=gate) for l in logs[:n]]
-    for p in all_of_them: p.join(60)
+    for p in all_of_them: p.join(120)
     said = [l.read_text() for l in logs[:n]]
     codes = [p.exitcode for p in all_of_them]
     fine = [c == 0 or 'already' in s and name in ('to_coco', 'repaired') for c, s in zip(codes, said)]

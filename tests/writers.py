@@ -145,8 +145,8 @@ def begin(name, place, log, kill=('', 0), equal=False, gate=None):
 def call(name, place, log, **how): # -> exit code, what was said
     log.unlink(missing_ok=True)
     p = begin(name, place, log, **how)
-    p.join(60)
-    if p.exitcode is None: p.kill(); p.join(); raise AssertionError(f'{name} hangs: {log.read_text()[-2000:]}')
+    p.join(300) # the first one waits until all is imported
+    if p.exitcode is None: p.kill(); p.join(); raise AssertionError(f'{name} hangs')
     return p.exitcode, log.read_text()
 
 

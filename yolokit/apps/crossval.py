@@ -126,7 +126,7 @@ class _Crossval:
                 f'| | out of fold | 95 % of the draws |\n|---|---|---|\n{rows}\n'
                 f'AP of the folds: {each}; standard deviation {n["spread"]:.3f}. '
                 f'Labels that the detectors doubt: {len(self.findings)}, in label-errors.json. '
-                f'The ensemble of the folds: `infer` with `run={self.run.name}`.')
+                f'The ensemble of the folds: `infer` with run={escape_markdown(self.run.name)}.')
 
 # %% ../../nbs/apps/88_crossval.ipynb #a5ddc7d1
 def _judge_folds(c: CrossvalConfig, run: Run, t: Table, fold: np.ndarray, done: list) -> _Crossval: # done: Runs
