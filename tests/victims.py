@@ -2,8 +2,9 @@
 torch already."""
 import builtins, fnmatch, functools, io, json, math, multiprocessing, os, signal, sys, threading, time, traceback
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
-import torch
+import pytest, torch
 from yolokit.core import images
 from yolokit.data import loader
 from yolokit.network import checkpoints
@@ -251,11 +252,19 @@ def live(root, config, log, faults=(), every=.0, cache=True):
     sys.exit(code)
 
 
-def start(root, log, config=(), **kw):
-    "A victim that is on its way."
-    p = CONTEXT.Process(target=live, args=(str(root), TINY | dict(config), str(log)), kwargs=kw)
+def fork(target, *args, **kw):
+    "A process that is on its way. The server is told where its modules are: Python 3.11 would not, and import again."
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('PYTHONPATH', os.pathsep.join(filter(None, sys.path)))
+        forkserver.ensure_running()
+    p = CONTEXT.Process(target=target, args=args, kwargs=kw)
     p.start()
     return p
+
+
+def start(root, log, config=(), **kw):
+    "A victim that is on its way."
+    return fork(live, str(root), TINY | dict(config), str(log), **kw)
 
 
 def run(root, log, config=(), seconds=120, **kw):

@@ -137,9 +137,7 @@ def life(name, place, log, kill, equal, gate): # of a process: make the call; ki
 
 
 def begin(name, place, log, kill=('', 0), equal=False, gate=None):
-    p = victims.CONTEXT.Process(target=life, args=(name, place, log, kill, equal, gate))
-    p.start()
-    return p
+    return victims.fork(life, name, place, log, kill, equal, gate)
 
 
 def call(name, place, log, **how): # -> exit code, what was said
