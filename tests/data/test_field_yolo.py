@@ -275,3 +275,14 @@ def test_pictures_that_nothing_decodes_are_said(tmp_path, capsys):
     t = read(make(tmp_path, {'images/a.HEIC': 'x', 'images/b.heif': 'x', 'labels/a.txt': ROW, 'labels/b.txt': ROW}))
     assert len(t) == 2 and not any(t.images['path'])
     assert 'pictures in HEIC, which nothing here decodes: 2. They count as not there:' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('train', ['train:\t images', 'train: images\t# of May', 'train: images\nkpt_shape: []'])
+def test_a_yaml_that_was_read_can_be_written(tmp_path, train):
+    "libyaml takes a tab behind a colon, which Python's parser refuses: one parser for both."
+    make(tmp_path/'a', {'data.yaml': f'{train}\nnames: [cat]\nby: 누리\n', 'images/a.png': None, 'labels/a.txt': ROW})
+    t = read(tmp_path/'a')
+    write(t, tmp_path/'b', 'yolo')
+    assert (tmp_path/'b/data.yaml').read_bytes() == (tmp_path/'a/data.yaml').read_bytes()
+    write(t.with_images(split=['val']), tmp_path/'c', 'yolo')
+    assert 'by: 누리' in (tmp_path/'c/data.yaml').read_text(encoding='utf-8')

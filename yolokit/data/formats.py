@@ -591,8 +591,8 @@ def _is_same_tree(t: Table, format: str) -> bool:
         if p.file[:2] == '..': return False
         if format != 'voc' and suffix in ('.txt', '.data'):
             if any(os.path.isabs(v) or v[:2] == '..' for v in p.text.split()): return False
-        if '.y' in p.file:
-            values = (yaml.safe_load(p.text) or {}).values()
+        if suffix in ('.yaml', '.yml'):
+            values = load_yaml(p.file, text=p.text).values()
             if any(isinstance(v, str) and os.path.isabs(v) and os.path.exists(v) for v in values): return False
     return True
 
@@ -649,7 +649,7 @@ def _write_data_yaml(t: Table, path: Path, names: list) -> None:
     parts = {s: f'images/{s}' for s in ('train', 'val', 'test') if s in t.images['split']}
     if not parts and t.n_images: parts = dict(train='images')
     papers = t.extra.get('papers', ()) if t.extra.get('format') == 'yolo' else ()
-    old = next((yaml.safe_load(p.text) for p in papers if '.y' in p.file), {})
+    old = next((load_yaml(p.file, text=p.text) for p in papers if p.file.endswith(('.yaml', '.yml'))), {})
     own = ('path', 'train', 'val', 'valid', 'test', 'nc', 'names', 'download')
     rest = {k: v for k, v in old.items() if k not in own}
     conf = {'path': '.', **parts, 'nc': len(t.names), 'names': list(t.names)} | rest
