@@ -118,8 +118,8 @@ SEEDS |= {'vott': ('target/vott-json-export/p.json',
           'openimages-classes': ('class-descriptions-boxable.csv', '/m/01yrx,Cat\n/m/0bt9lr,"Dog, 개"\n'),
           'keras-classes': ('_classes.txt', 'dog\ncat\nbird\n고양이\n'),
           'mot-sequence': ('train/MOT17-02/seqinfo.ini', '[Sequence]\nname=MOT17-02\nimDir=img1\nimWidth=64\n'),
-          'tf-csv plain': ('train_labels.csv', 'filename,width,height,class,xmin,ymin,xmax,ymax\r\na.jpg,64,48,차,5.5,6,30,40'
-                           '\r\nb 1.jpg,64,48,cat,1,2,1e1,4\r\na.jpg,64,48,cat,-3,4,7,8\r\n')}
+          'tf-csv plain': ('train_labels.csv', 'filename,width,height,class,xmin,ymin,xmax,ymax\r\n'
+                           'a.jpg,64,48,차,5.5,6,30,40\r\nb 1.jpg,64,48,cat,1,2,1e1,4\r\na.jpg,64,48,cat,-3,4,7,8\r\n')}
 BY_COLUMNS = 'mot', 'openimages', 'tf-csv plain'
 AROUND = {'yolo': ['yolo-yaml'], 'yolo-yaml': ['yolo'], 'darknet': ['darknet-list'], 'darknet-list': ['darknet'],
           'voc-list': ['voc'], 'voc': ['voc-list'],
