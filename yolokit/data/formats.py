@@ -244,7 +244,7 @@ def _json_texts(values: list, # of one kind
     return values if plain else [json.dumps(v, ensure_ascii=False) for v in values]
 
 def _new_annotations(t: Table, ids: list, image_ids: list) -> list[str]:
-    "The entries of boxes that came from no record, as texts: a million objects cost more than their text."
+    "The entries of boxes that came from no record, as texts of many: a million objects cost more than their text."
     x, y, x1, y1 = (t.boxes[k] for k in ('x0', 'y0', 'x1', 'y1'))
     area, crowd = t.boxes.get('area', np.full(len(t), np.nan)), t.boxes.get('crowd', np.zeros(len(t), bool))
     with np.errstate(over='ignore', invalid='ignore'): w, h = x1 - x, y1 - y; size = abs(w*h)
@@ -256,8 +256,8 @@ def _new_annotations(t: Table, ids: list, image_ids: list) -> list[str]:
         part = slice(k, k + 4096)
         columns = [_json_texts(v[part].tolist()) for v in (x, y, w, h, area, crowd.astype(int))]
         rows = zip(ids[part], t.boxes['image'][part].tolist(), t.boxes['category'][part].tolist(), *columns, more[part])
-        out += [f'{{"id": {i}, "image_id": {images[m]}, "category_id": {kinds[c]}, "bbox": [{x}, {y}, {w}, {h}], '
-                f'"area": {a}, "iscrowd": {k}{s}}}' for i, m, c, x, y, w, h, a, k, s in rows]
+        out.append(', '.join([f'{{"id": {i}, "image_id": {images[m]}, "category_id": {kinds[c]}, "bbox": [{x}, {y}, '
+                              f'{w}, {h}], "area": {a}, "iscrowd": {k}{s}}}' for i, m, c, x, y, w, h, a, k, s in rows]))
     return out
 
 # %% ../../nbs/data/23_formats.ipynb #a22ca106
@@ -288,11 +288,12 @@ def _save_coco(t: Table, path: Path, split: bool = False) -> None:
     images, cats, raws, ids, image_ids = _coco_parts(t, split)
     if not _all_new(t, raws): return save_json(coco_dict(t, split), path)
     lists = (json.dumps(v, ensure_ascii=False) for v in (images, cats))
-    rows = ', '.join(_new_annotations(t, ids, image_ids))
-    text = '{{"images": {}, "annotations": [{}], "categories": {}}}'.format(next(lists), rows, next(lists))
-    try: data = text.encode()
-    except UnicodeEncodeError: return save_json(coco_dict(t, split), path)   # half a character
-    with atomic_write(path) as tmp: Path(tmp).write_bytes(data)
+    head, tail = f'{{"images": {next(lists)}, "annotations": [', f'], "categories": {next(lists)}}}'
+    rows = _new_annotations(t, ids, image_ids)
+    try:
+        with atomic_write(path) as tmp, open(tmp, 'wb') as f:
+            for text in (head, *(r + ', ' for r in rows[:-1]), *rows[-1:], tail): f.write(text.encode())
+    except UnicodeEncodeError: save_json(coco_dict(t, split), path)   # half a character
 
 # %% ../../nbs/data/23_formats.ipynb #0b28c39e
 def _coco_rewritten(s: AnnotationFile, t: Table, rows: list, # of images, all of this source
