@@ -22,8 +22,8 @@ PACKAGES = {
     'compression': 'pruning, distillation, eight bits, the front of size and score',
     'apps': 'what the app notebooks do: their settings and their calls'}
 # any other comes after these
-APPS = ('index inspect prepare convert train crossval infer evaluate leaderboard sweep export compress amp '
-        'capsule').split()
+APPS = ('index inspect prepare convert train crossval relabel infer evaluate leaderboard sweep export '
+        'compress amp capsule').split()
 FILE = re.compile(r'(?<![\w/.])(?:nbs|tests|bench|docs|deploy|assets)/[\w/-]+\.\w+')
 # code is passed over
 LINK = re.compile(r'```.*?```|`[^`\n]*`|\]\((?P<to>[^)\s]+)\)', re.S)

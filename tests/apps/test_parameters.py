@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 import numpy as np, pytest, torch
 from yolokit.apps import capsule, compress, config, convert, crossval, evaluate, export, infer, leaderboard
-from yolokit.apps import precision_study, prepare, sweep, train
+from yolokit.apps import precision_study, prepare, relabel, sweep, train
 from yolokit.core.files import project_root
 from yolokit.core.images import write_image
 from yolokit.data.table import Table
@@ -16,7 +16,8 @@ CONFIGS = dict(amp=precision_study.PrecisionConfig, capsule=capsule.CapsuleConfi
                convert=convert.ConvertConfig,
                crossval=crossval.CrossvalConfig, evaluate=evaluate.EvaluateConfig, export=export.ExportConfig,
                infer=infer.InferConfig, inspect=prepare.InspectConfig, leaderboard=leaderboard.LeaderboardConfig,
-               prepare=prepare.PrepareConfig, sweep=sweep.SweepConfig, train=train.TrainConfig)
+               prepare=prepare.PrepareConfig, relabel=relabel.RelabelConfig,
+               sweep=sweep.SweepConfig, train=train.TrainConfig)
 MODULES = {k: Path(v.__module__.replace('.', '/') + '.py') for k, v in CONFIGS.items()}
 
 

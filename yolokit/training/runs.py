@@ -228,9 +228,9 @@ def list_runs(folder=None, # where the runs are; None: runs/ of the checkout
     return sorted(found, key=lambda r: (r.instant, r.name))
 
 def _made_by_machine(r: Run) -> bool:
-    "Is it one of many that an app made: a trial of a sweep, a fold, the training of a capsule again?"
+    "Is it one of many that an app made: a trial of a sweep, a fold, a refit to compare with, a capsule again?"
     trial = re.fullmatch(r'(.+)-\d{4}', r.name)    # sweeps before December 2026 left no word in run.json
-    return any(k in r.info for k in ('fold', 'sweep')) or (r.folder/'replay.json').exists() \
+    return any(k in r.info for k in ('fold', 'sweep', 'relabel')) or (r.folder/'replay.json').exists() \
         or bool(trial) and (r.folder.parent/f'sweep-{trial[1]}').is_dir()
 
 def finished_runs(stage: str = '', # such as 'baseline'; '' for any
