@@ -349,7 +349,8 @@ def _parallel(ax, rows: list, names: list, y: np.ndarray) -> None: # rows: finis
         order = sorted({*v}, key=str if words else None)
         columns.append([order.index(x)/max(len(order) - 1, 1) for x in v])
         for at in sorted({0, len(order) - 1}):
-            ax.text(len(columns) - 1, -.06 if at == 0 else 1.03, plot_text(order[at] if words else f'{order[at]:.3g}', 18),
+            text = order[at] if words else f'{order[at]:.3g}'
+            ax.text(len(columns) - 1, -.06 if at == 0 else 1.03, plot_text(text, 18),
                     ha='center', va='top' if at == 0 else 'bottom', fontsize=7)
     span = (y - y.min())/max(np.ptp(y), 1e-12)
     for line, s in sorted(zip(zip(*columns), span), key=lambda e: e[1]):

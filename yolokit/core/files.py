@@ -84,6 +84,7 @@ def atomic_write(path, # the file to write
         raise
     finally: part.unlink(missing_ok=True)
 
+# %% ../../nbs/core/04_files.ipynb #cd91bc23
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]: # gives the folder to fill, beside it
     "A folder that is there as a whole or not at all; one that another process made meanwhile stays."
