@@ -81,6 +81,7 @@ def packed(): capsule.run_capsule(capsule.CapsuleConfig(run='one', data=True, ou
 def weights(): write_weights(config.load('one'), 'one.weights')
 @act
 def rows():
+    Path('steps.csv').unlink(missing_ok=True)
     for k in range(20): runs.append_csv_row(Path('steps.csv'), dict(step=k, loss=1/(k + 1)))
 def downloaded(): # a server is needed: not among the others
     download.fetch_into(Path('cache'), Path('address').read_text())

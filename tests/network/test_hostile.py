@@ -176,6 +176,15 @@ def test_flipped_bits_are_refused_or_harmless(tmp_path): check_flips(tmp_path, r
 def test_flipped_bits_are_refused_or_harmless_long(tmp_path): check_flips(tmp_path, range(1000, 3000))
 
 
+def test_the_end_of_a_zip_that_names_other_disks(tmp_path): # zipfile.is_zipfile itself raises there
+    torch.save(to_checkpoint(Detector(Cfg.parse(CFG, 'tiny'), ['a', 'b'])), tmp_path/'a.pt')
+    data = bytearray((tmp_path/'a.pt').read_bytes())
+    end = data.rindex(b'PK\x05\x06')
+    locator = struct.pack('<4sLQL', b'PK\x06\x07', 0, end, 7) # seven disks
+    (tmp_path/'a.pt').write_bytes(data[:end] + locator + data[end:])
+    with pytest.raises(WeightsError, match='was not loaded'): load_checkpoint(tmp_path/'a.pt')
+
+
 # ---- cfg and weights
 
 NUMBERS = ['0', '-1', '1', '3', '999999999', '9'*5000, '1e999', 'inf', 'nan', '', 'x', '1.5', '-9'*50, '0,0', '-1,-2',

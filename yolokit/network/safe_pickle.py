@@ -375,7 +375,9 @@ def _read_legacy(path):
 def read_checkpoint(path, # of torch, with or without a zip around it
                    ) -> object:
     "What is in a checkpoint: plain values, `LazyTensor`s, `InertObject`s; UnsafeCheckpoint for anything else."
-    if not zipfile.is_zipfile(path): return _read_legacy(path)
+    try: is_zip = zipfile.is_zipfile(path)
+    except zipfile.BadZipFile: is_zip = True # one that is damaged at its end
+    if not is_zip: return _read_legacy(path)
     try: return _read_zip(path)
     except (zipfile.BadZipFile, struct.error, NotImplementedError, EOFError, RuntimeError, ValueError) as e:
         if isinstance(e, UnsafeCheckpoint): raise
