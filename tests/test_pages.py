@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import nbformat, numpy as np, pytest
 
 import browser, yolokit
-from yolokit.apps import compress, crossval, leaderboard as app_board, precision_study, sweep
+from yolokit.apps import compress, crossval, leaderboard as app_board, precision_study, relabel, sweep
 from yolokit.cleaning import checks, inspector, prepare, repair
 from yolokit.cleaning.gallery import gallery
 from yolokit.cleaning.inspector import Inspector
@@ -43,7 +43,7 @@ DOT = bytes.fromhex('89504e470d0a1a0a0000000d49484452000000010000000108060000001
                     '0000000500015e221d0b0000000049454e44ae426082')
 RUNS = [n.replace('/', '') for n in NAMES]
 MADE_BY = (table, checks, inspector, prepare, repair, monitor, errors, leaderboard, metrics, compress, crossval,
-           precision_study, sweep)
+           precision_study, relabel, sweep)
 
 
 def data(folder):
@@ -103,6 +103,12 @@ def made(tmp_path_factory):
     numbers = metric | dict(interval=dict.fromkeys(metric, (.4, .6)), folds=[.4, .6], spread=.1)
     markdown['crossval'] = crossval._Crossval(SimpleNamespace(name=NAMES[0]), truth, found, np.arange(len(NAMES)) % 2,
                                               numbers, seen)._repr_markdown_()
+    (decided := folder/'decided.json').write_text('[]')
+    run = SimpleNamespace(name=NAMES[0])
+    markdown['doubts'] = relabel._Doubts(run, SimpleNamespace(name=NAMES[3]), truth, seen, decided)._repr_markdown_()
+    part, gained = dict(AP=.5, AP50=.6), dict(AP=dict(difference=.1, low=.0, high=.2, noise=False))
+    markdown['gain'] = relabel._Gain(3, dict(zip('abc', NAMES[:3])), dict.fromkeys('abc', part), gained,
+                                     gained)._repr_markdown_()
     trials = [dict(number=k, state='complete', run=n, AP=.5 + k/99) | {NAMES[0]: n, 'lr0': .01*k}
               for k, n in enumerate(RUNS)]
     markdown['sweep'], figure = sweep.sweep_report(dict(trials=trials))
@@ -231,7 +237,7 @@ def test_every_plot_draws_a_name_as_it_is(made, tmp_path):
 
 
 def test_every_page_and_table_is_among_them():
-    "Whoever shows itself in Markdown or HTML, and whoever makes a text or a page of it: a new one is rendered here too."
+    "What shows itself in Markdown or HTML, or makes a text or a page of it: a new one is rendered here too."
     makes = re.compile(r'def _repr_(markdown|html|mimebundle)_|escape_(markdown|html)\(')
     shown = {f'{p.parent.name}.{p.stem}' for p in Path(yolokit.__file__).parent.glob('*/*.py')
              if makes.search(p.read_text(encoding='utf-8'))}

@@ -10,7 +10,8 @@ from writers import ACTS, begin, call, fresh, first, tree
 
 victims.CONTEXT.set_forkserver_preload(['victims', 'writers'])
 # what names times, the machine or the process: there, and not the same twice
-MOVES = re.compile(r'(^|/)(log\.txt|run\.json|leaderboard\.\w+|judged\.json|report\.ipynb)$|^one\.zip$|^clean/repair\.zip$|^runs/new/|^ship/certificate')
+MOVES = re.compile(r'(^|/)(log\.txt|run\.json|leaderboard\.\w+|judged\.json|report\.ipynb)$|^one\.zip$|'
+                   r'^clean/repair\.zip$|^runs/new/|^ship/certificate')
 
 
 class Place:
@@ -185,7 +186,8 @@ def race(place, name, r, address):
     assert all(fine) and 0 in codes, (name, codes, [s[-1500:] for s, f in zip(said, fine) if not f])
     got = tree(place.at)
     del got['address']
-    if name == 'downloaded': odd = (place.at/'cache/a.bin').read_bytes() != b'x'*40000 or len(got) != len(tree(place.kept)) + 2
+    if name == 'downloaded':
+        odd = (place.at/'cache/a.bin').read_bytes() != b'x'*40000 or len(got) != len(tree(place.kept)) + 2
     elif name == 'numbered': odd = len(list((place.at/'runs').glob('baseline-*/run.json'))) != n
     else: odd = [k for k in place.compare(name, got) if not k.startswith('ready-old-')]
     assert not odd, (name, odd)

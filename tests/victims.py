@@ -84,7 +84,7 @@ def worker(n):
 
 
 def stuck(n, how, patience):
-    "At the nth step the loader's processes are stopped, or hang where they read pictures; SIGTERM comes a moment later."
+    "At the nth step the loader's processes are stopped, or hang while reading; SIGTERM comes a moment later."
     loader._PATIENCE, main, root = patience, os.getpid(), Path(os.environ['YOLOKIT_ROOT'])
     (root/'hang').unlink(missing_ok=True)
     def tell():

@@ -105,7 +105,8 @@ def first(place: Path) -> None: # what every call finds: pictures, a set with a 
 EVENTS = {'os.rename', 'os.remove', 'os.mkdir', 'os.rmdir', 'os.link', 'os.symlink', 'os.truncate', 'os.utime'}
 
 def writes(event, args): # is that a step of writing?
-    if event == 'open': return isinstance(args[1], str) and {*args[1]} & {*'wax+'} or args[2] & (os.O_WRONLY | os.O_RDWR)
+    if event == 'open':
+        return isinstance(args[1], str) and {*args[1]} & {*'wax+'} or args[2] & (os.O_WRONLY | os.O_RDWR)
     return event in EVENTS
 
 
@@ -150,7 +151,9 @@ def call(name, place, log, **how): # -> exit code, what was said
 
 
 def fresh(place: Path, kept: Path) -> None: # the checkout as it was in the beginning; place may be a mount
-    for p in place.iterdir() if place.is_dir() else (): shutil.rmtree(p) if p.is_dir() and not p.is_symlink() else p.unlink()
+    for p in place.iterdir() if place.is_dir() else ():
+        if p.is_dir() and not p.is_symlink(): shutil.rmtree(p)
+        else: p.unlink()
     shutil.copytree(kept, place, symlinks=True, dirs_exist_ok=True)
 
 

@@ -36,7 +36,8 @@ def boxes(t): # of each picture, by its grey value: names may have changed
     return out
 
 
-PLAIN = [to for to in formats.WRITERS if to not in ('coco', 'adapter', 'mot', 'visdrone', 'wider')] # no pictures, other classes
+# the others write no pictures, or know other classes
+PLAIN = [to for to in formats.WRITERS if to not in ('coco', 'adapter', 'mot', 'visdrone', 'wider')]
 
 @pytest.mark.parametrize('which', NAMES)
 @pytest.mark.parametrize('to', PLAIN)

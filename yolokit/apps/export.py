@@ -6,9 +6,12 @@
 __all__ = ['ExportConfig', 'export_all']
 
 # %% ../../nbs/apps/93_export.ipynb #2a4c3025
+import shutil
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 import numpy as np
-from ..core.files import resolve_path
+from ..core.files import atomic_write, resolve_path
 from ..core.console import log_line
 from ..network.model import Detector
 from ..data.table import Table
@@ -83,6 +86,17 @@ def _write_waterfall(c: ExportConfig, detector: Detector, truth: Table | None, f
     write_text(folder/'waterfall.txt', f'{w}\n')
     w.plot().savefig(folder/'waterfall.png')
 
+# %% ../../nbs/apps/93_export.ipynb #a648f670
+@contextmanager
+def _again(out: Path, to: list): # to: targets, each a folder in it
+    "What a call that did not end has made of its targets goes first; the mark that names them goes last."
+    mark = out/'.unfinished'
+    for t in mark.read_text(encoding='utf-8').split() if mark.exists() else (): shutil.rmtree(out/t, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_write(mark) as p: p.write_text(' '.join(t for t in to if not (out/t).exists()), encoding='utf-8')
+    yield
+    mark.unlink()
+
 # %% ../../nbs/apps/93_export.ipynb #c9c6d513
 def export_all(c: ExportConfig) -> dict: # target → Export
     "Every bundle that was asked for, each in a folder of its own; ValueError for an unknown target."
@@ -101,7 +115,8 @@ def export_all(c: ExportConfig) -> dict: # target → Export
     one['deepstream'] = lambda f: to_deepstream(detector, f, c.via, c.mode, c.precision, c.batch, c.conf, c.iou,
                                                 c.max_det, images=pictures,
                                                 per_class=read_thresholds(c.per_class))
-    shipped, truth = {t: one[t](out/t) for t in to}, _validation_pictures(c, run)
-    certify(shipped, detector, out, truth, c.form, conf=c.conf, iou=c.iou, max_det=c.max_det)
-    if c.waterfall: _write_waterfall(c, detector, truth, out/'deepstream')
+    with _again(out, to):
+        shipped, truth = {t: one[t](out/t) for t in to}, _validation_pictures(c, run)
+        certify(shipped, detector, out, truth, c.form, conf=c.conf, iou=c.iou, max_det=c.max_det)
+        if c.waterfall: _write_waterfall(c, detector, truth, out/'deepstream')
     return shipped

@@ -7,7 +7,7 @@ __all__ = ['LeaderboardConfig', 'evaluate_row', 'update_leaderboard', 'compare_m
 
 # %% ../../nbs/apps/91_leaderboard.ipynb #3d55cbcd
 import os, time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from ..core.untrusted import escape_markdown
 from ..core import environment
@@ -15,7 +15,7 @@ from ..core.files import atomic_write, project_root, resolve_path
 from ..core.console import log_line
 from ..network.model import Detector
 from ..data.table import Table
-from ..training.runs import Run
+from ..training.runs import json_ready, Run, runs_folder
 from ..evaluation import matching, metrics
 from ..evaluation.results import read_results, results_text, write_results
 from ..evaluation.leaderboard import (compare, csv_text, detection_settings, filter_rows, LeaderboardError,
@@ -36,9 +36,28 @@ class LeaderboardConfig(DetectConfig):
     sort: str = '' # a column, with - for the greatest first
     only: str = '' # such as stage=finetune AP>0.3
 
+# %% ../../nbs/apps/91_leaderboard.ipynb #fce3f68f
+def _request(c: LeaderboardConfig) -> dict: # as run.json has it
+    "What makes two rows the same."
+    aside = 'out recompute compare sort only device workers gpus'.split()
+    return json_ready({k: v for k, v in asdict(c).items() if k not in aside})
+
+def _same_row(c: LeaderboardConfig) -> Run | None:
+    "The row of this name, where it was asked the same: a call that was killed is made again."
+    if not c.name or not (runs_folder()/c.name/'run.json').exists(): return None
+    run = Run.open(c.name)
+    return run if run.info.get('stage') == 'judged' and run.info.get('request') == _request(c) else None
+
+def _made_before(c: LeaderboardConfig) -> Run | None:
+    run = _same_row(c)
+    if run is None or run.info['state'] != 'finished': return None
+    log_line(f'{run.name}: judged already')
+    return run
+
 # %% ../../nbs/apps/91_leaderboard.ipynb #55d60b1e
 def evaluate_row(c: LeaderboardConfig) -> Run: # of stage 'judged'
     "Judge what a config names, into a run folder of its own; LeaderboardError where there is no truth."
+    if done := _made_before(c): return done
     run, detector = (None, None) if c.predictions else load_detector(c)
     data = load_data(c, run)
     if data is None: raise LeaderboardError('no truth to judge by: name its folder or file with data=')
@@ -57,9 +76,11 @@ def _write_row(c: LeaderboardConfig, run: Run | None, # that the weights are of
     if c.predictions: file = resolve_path(c.predictions)
     else: file = resolve_weights(c.weights) if c.weights else run.folder/'weights/best.pt'
     what = dict(name=run.info['network']['name'] if run else Path(file).stem)
-    new = Run.new('judged', c.name, state='running', parent=run.name if run else '', network=what,
-                  start=os.path.relpath(file, project_root()), versions=environment.package_versions(),
-                  git=environment.git_state(project_root()))
+    facts = dict(state='running', parent=run.name if run else '', network=what, request=_request(c),
+                 start=os.path.relpath(file, project_root()), versions=environment.package_versions(),
+                 git=environment.git_state(project_root()))
+    old = _same_row(c)
+    new = old.update(**facts) if old else Run.new('judged', c.name, **facts)
     to = new.folder/'predictions.json'
     if detector is None: raw = file.read_bytes()
     else: raw = results_text(matching.align_detections(truth, found), spaces=False)
