@@ -186,7 +186,7 @@ def _walk(folder) -> list: # (composed path relative to the folder, its folder, 
     return found
 
 # %% ../../nbs/core/04_files.ipynb #eba78d0c
-_SYSTEM = re.compile(r'/(proc|sys|etc|boot|dev(?!/shm/)|run(?!/(media|user)/))(/|$)')
+_SYSTEM = re.compile(r'/(proc|sys|etc|boot|dev(?!/shm(/|$))|run(?!/(media|user)/))(/|$)')
 
 def check_place(path) -> None:
     "FormatError for a path into a folder of the system, such as /proc or /etc: no data set lies there."

@@ -182,7 +182,7 @@ def coco_boxes(d: dict, # parsed json; its annotations are gone afterwards
             new = to_columns(_each_box(rows, k, where, row, cat, odd, aside), _COCO_COLUMNS)
         parts.append(new)
         every[k:k + _PART] = [None]*len(rows)
-    out = {k: np.concatenate([p[k] for p in parts]) for k in _COCO_COLUMNS}
+    out = {k: np.concatenate([p.pop(k) for p in parts]) for k in _COCO_COLUMNS} # a part's column goes when it is used
     w, h = (out.pop(k).astype(float) for k in 'wh')
     corners = np.stack([out[k] for k in ('x0', 'y0', 'x1', 'y1')], 1).astype(float)
     s.read |= {k: v.copy() for k, v in out.items() if k not in ('image', 'id', 'origin')}
