@@ -48,16 +48,13 @@ def _same_row(c: LeaderboardConfig) -> Run | None:
     run = Run.open(c.name)
     return run if run.info.get('stage') == 'judged' and run.info.get('request') == _request(c) else None
 
-def _made_before(c: LeaderboardConfig) -> Run | None:
-    run = _same_row(c)
-    if run is None or run.info['state'] != 'finished': return None
-    log_line(f'{run.name}: judged already')
-    return run
-
 # %% ../../nbs/apps/91_leaderboard.ipynb #55d60b1e
 def evaluate_row(c: LeaderboardConfig) -> Run: # of stage 'judged'
     "Judge what a config names, into a run folder of its own; LeaderboardError where there is no truth."
-    if done := _made_before(c): return done
+    old = _same_row(c)
+    if old and old.info['state'] == 'finished':
+        log_line(f'{old.name}: judged already')
+        return old
     run, detector = (None, None) if c.predictions else load_detector(c)
     data = load_data(c, run)
     if data is None: raise LeaderboardError('no truth to judge by: name its folder or file with data=')
@@ -67,10 +64,11 @@ def evaluate_row(c: LeaderboardConfig) -> Run: # of stage 'judged'
     if not len(truth): raise LeaderboardError(f'the split {c.split!r} of {where} has no boxes to judge by')
     if detector is None: found = read_results(resolve_path(c.predictions), truth)
     else: found = run_detect(c, detector, truth)
-    return _write_row(c, run, detector, truth, dict(data=where, split=c.split), found)
+    return _write_row(c, old, run, detector, truth, dict(data=where, split=c.split), found)
 
 # %% ../../nbs/apps/91_leaderboard.ipynb #dd3a9e51
-def _write_row(c: LeaderboardConfig, run: Run | None, # that the weights are of
+def _write_row(c: LeaderboardConfig, old: Run | None, # see `_same_row`
+               run: Run | None, # that the weights are of
                detector: Detector | None, truth: Table, where: dict, found: Table) -> Run:
     "Predictions, evaluation and record in a new folder."
     if c.predictions: file = resolve_path(c.predictions)
@@ -79,7 +77,6 @@ def _write_row(c: LeaderboardConfig, run: Run | None, # that the weights are of
     facts = dict(state='running', parent=run.name if run else '', network=what, request=_request(c),
                  start=os.path.relpath(file, project_root()), versions=environment.package_versions(),
                  git=environment.git_state(project_root()))
-    old = _same_row(c)
     new = old.update(**facts) if old else Run.new('judged', c.name, **facts)
     to = new.folder/'predictions.json'
     if detector is None: raw = file.read_bytes()

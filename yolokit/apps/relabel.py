@@ -9,9 +9,8 @@ __all__ = ['RelabelConfig', 'rank_doubts', 'measure_gain']
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-import numpy as np
 from ..core.untrusted import escape_markdown
-from ..core.files import load_json, project_root, resolve_path, save_json
+from ..core.files import project_root, resolve_path, save_json
 from ..core.console import log_line
 from ..network.checkpoints import load_checkpoint
 from ..network.model import Detector

@@ -439,7 +439,7 @@ def _plot_two(names: list, truth: Table, found: list, folder) -> Figure:
         m = runs.read_csv(runs.runs_folder(folder)/name/'metrics.csv')
         for key, color in (('AP', '#0072b2'), ('AP50', '#d55e00')):
             if key in m: a.plot(m['step'], m[key], '--' if k else '-', color=color, label=f'{name} {key}')
-        per = {n: c['AP'] for n, c in metrics.coco(truth, d)['per_class'].items() if c['truth']}
+        per = _ap_of_classes(metrics.coco(truth, d))
         b.barh(np.arange(len(per)) + .4*k, [max(v, 0) for v in per.values()], .38, label=name,
                color=('#0072b2', '#e69f00')[k], hatch=('', '//')[k], edgecolor='white')
         b.set_yticks(np.arange(len(per)) + .2, [plot_text(n, 18) for n in per], fontsize=7)

@@ -238,10 +238,10 @@ def write_text(path, text: str) -> None:
 
 # %% ../../nbs/export/71_bundles.ipynb #afec918e
 def _write_darknet(detector: Detector,
-                  folder, # gets <network>.cfg, .weights and .names
-                  bn: str = 'fold', images=None, mode: str = 'letterbox', # see to_darknet
-                  target: str = 'darknet', # 'darknet', 'darknet-v5' or 'deepstream': whose rules count
-                 ) -> Export: # whose differences nobody has judged yet
+                   folder, # gets <network>.cfg, .weights and .names
+                   bn: str = 'fold', images=None, mode: str = 'letterbox', # see to_darknet
+                   target: str = 'darknet', # 'darknet', 'darknet-v5' or 'deepstream': whose rules count
+                  ) -> Export: # whose differences nobody has judged yet
     "Darknet files, read back and run by OpenCV; ExportError where the target is known to misread what lowering left."
     name = detector.cfg.name
     plain, done = lower_to_darknet(detector, bn)
