@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-from ..core.files import atomic_write, resolve_path
+from ..core.files import lock_file, resolve_path
 from ..core.console import log_line
 from ..network.model import Detector
 from ..data.table import Table
@@ -91,11 +91,19 @@ def _write_waterfall(c: ExportConfig, detector: Detector, truth: Table | None, f
 def _again(out: Path, to: list): # to: targets, each a folder in it
     "What a call that did not end has made of its targets goes first; the mark that names them goes last."
     mark = out/'.unfinished'
-    for t in mark.read_text(encoding='utf-8').split() if mark.exists() else (): shutil.rmtree(out/t, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(mark) as p: p.write_text(' '.join(t for t in to if not (out/t).exists()), encoding='utf-8')
-    yield
-    mark.unlink()
+    try: held = lock_file(mark)
+    except BlockingIOError:
+        raise ValueError(f'{out}: another process is already exporting there; '
+                         'wait for it or name another folder') from None
+    with held:
+        held.seek(0)
+        for t in held.read().split(): shutil.rmtree(out/t, ignore_errors=True)
+        held.truncate(0)    # in place, and by this file: closing another one of this name would free the lock
+        held.write(' '.join(t for t in to if not (out/t).exists()))
+        held.flush()
+        yield
+        mark.unlink()
 
 # %% ../../nbs/apps/93_export.ipynb #c9c6d513
 def export_all(c: ExportConfig) -> dict: # target → Export

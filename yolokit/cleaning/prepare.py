@@ -8,7 +8,6 @@ __all__ = ['Prepared', 'save_record', 'load_prepared', 'read_record', 'open_data
 # %% ../../nbs/cleaning/38_prepare.ipynb #33b41ada
 import hashlib, os, shutil
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, yaml
@@ -275,12 +274,20 @@ def _old_record(out: Path) -> dict: # of version 0 where something in the folder
     _told.add(out)
     return rec | dict(request=rec.get('request', {}) | dict(version=0))
 
+# %% ../../nbs/cleaning/38_prepare.ipynb #783d1832
 def _move_aside(out: Path, old: dict) -> None: # old: its record
     "Move an outdated prepared folder to a free name, unless another process has done so."
-    if _old_record(out) != old: return
-    n = next(n for n in range(1, 10**6) if not out.with_name(f'{out.name}-old-{n}').exists())
-    log_line(f'{out.name} was prepared from other files or parameters: it is now {out.name}-old-{n}.')
-    with suppress(FileNotFoundError): out.rename(out.with_name(f'{out.name}-old-{n}'))
+    for n in range(1, 10**6):
+        free = out.with_name(f'{out.name}-old-{n}')
+        if free.exists(): continue
+        if _old_record(out) != old: return
+        try: out.rename(free)
+        except FileNotFoundError: return
+        except OSError:
+            if not free.exists(): raise
+            continue                        # another process was quicker
+        log_line(f'{out.name} was prepared from other files or parameters: it is now {free.name}.')
+        return
 
 # %% ../../nbs/cleaning/38_prepare.ipynb #e79428cc
 def _check_can_prepare(source: Path, out: Path, decisions: str) -> None:

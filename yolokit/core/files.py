@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['IMAGES', 'MEDIA_DIRS', 'project_root', 'shared_data_dir', 'resolve_path', 'path_beside', 'atomic_write',
-           'whole_folder', 'sha256', 'numbered_dir', 'map_threaded', 'patch', 'FormatError', 'normalize_name',
-           'walk_once', 'check_place', 'list_files', 'image_finder', 'names_text', 'guess_split', 'decode_text',
-           'read_text', 'parse_floats', 'load_json', 'parse_yaml', 'load_yaml', 'load_data_yaml', 'to_columns',
-           'merge_json', 'to_python', 'save_json', 'make_linker']
+           'whole_folder', 'sha256', 'numbered_dir', 'lock_file', 'map_threaded', 'patch', 'FormatError',
+           'normalize_name', 'walk_once', 'check_place', 'list_files', 'image_finder', 'names_text', 'guess_split',
+           'decode_text', 'read_text', 'parse_floats', 'load_json', 'parse_yaml', 'load_yaml', 'load_data_yaml',
+           'to_columns', 'merge_json', 'to_python', 'save_json', 'make_linker']
 
 # %% ../../nbs/core/04_files.ipynb #adf4e65c
 import codecs, errno, hashlib, json, os, re, secrets, shutil, socket, time, unicodedata
+try: import fcntl
+except ImportError: fcntl = None     # not on Windows
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -124,6 +126,22 @@ def numbered_dir(parent, # made if need be
         try: (parent/f'{name}-{n:03d}').mkdir()  # fails where another process was quicker
         except FileExistsError: continue
         return parent/f'{name}-{n:03d}'
+
+# %% ../../nbs/core/04_files.ipynb #c53f3e83
+def lock_file(path: Path, # made if need be
+             ): # the open file, locked until it is closed
+    "Lock a file for this process; a `BlockingIOError` where another one has it."
+    while True:
+        file = open(path, 'a+', encoding='utf-8')
+        try:
+            if fcntl: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)): return file
+        except FileNotFoundError: pass  # its owner removed it when done: take a new one
+        except OSError as e:
+            if e.errno not in (errno.EACCES, errno.EAGAIN): return file # a file system without locks
+            file.close()
+            raise BlockingIOError(str(path)) from None
+        file.close()
 
 # %% ../../nbs/core/04_files.ipynb #0d5863bf
 def map_threaded(f, # called with one item

@@ -9,16 +9,14 @@ __all__ = ['RunError', 'runs_folder', 'json_ready', 'is_process_alive', 'this_pr
 
 # %% ../../nbs/training/43_runs.ipynb #7797a8ea
 import csv, dataclasses, errno, hashlib, math, os, re, shutil, socket, time
-try: import fcntl
-except ImportError: fcntl = None     # not on Windows
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
 import numpy as np, torch
 from ..core.untrusted import quote
-from ..core.files import (atomic_write, FormatError, load_json, numbered_dir, patch, project_root, save_json,
-                                sha256)
+from ..core.files import (atomic_write, FormatError, load_json, lock_file, numbered_dir, patch, project_root,
+                                save_json, sha256)
 from ..core.console import log_line
 
 # %% ../../nbs/training/43_runs.ipynb #a135a05f
@@ -196,16 +194,11 @@ def update(self: Run, **facts) -> Run: # facts: names and values, as run.json ge
 # %% ../../nbs/training/43_runs.ipynb #997a1954
 def lock_run(run: Run) -> Run:
     "Lock a run for this process; a `RunError` where another one has it."
-    if fcntl is None or run.quiet or run.lock: return run
-    file = open(run.folder/'.lock', 'a')
-    try: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
-        file.close()
-        # a file system without locks gives another error
-        if e.errno not in (errno.EACCES, errno.EAGAIN): return run
+    if run.quiet or run.lock: return run
+    try: run.lock = lock_file(run.folder/'.lock')
+    except BlockingIOError:
         where = f'as process {run.info.get("pid")} on {run.info.get("host")}'
         raise RunError(f'run {run.name} is still running, {where}') from None
-    run.lock = file
     return run
 
 def unlock_run(run: Run) -> None:
