@@ -49,9 +49,13 @@ class Place:
 def place(tmp_path_factory): return Place(tmp_path_factory.mktemp('unlucky'))
 
 
-def killed(place, name, r): # -> where; AssertionError where the same call does not make it whole
+def anywhere(place, name, r):
     _, n, seconds = place.reference(name)
-    kill = ('step', r.randint(1, n)) if r.random() < .5 else ('time', max(.001, r.random()*seconds))
+    return ('step', r.randint(1, n)) if r.random() < .5 else ('time', max(.001, r.random()*seconds))
+
+
+def killed(place, name, kill): # -> before its end? AssertionError where the same call does not make it whole
+    place.reference(name)
     place.fresh()
     code, _ = call(name, place.at, place.log, kill=kill)
     again, said = call(name, place.at, place.log)
@@ -66,13 +70,15 @@ def kills(place, seeds):
     bad = []
     for seed in seeds:
         name = names[seed % len(names)]
-        try: count[name] += killed(place, name, random.Random(seed))
+        try: count[name] += killed(place, name, anywhere(place, name, random.Random(seed)))
         except AssertionError as e: bad.append(str(e)[:600])
     print(f'{len(seeds)} kills, {sum(count.values())} before the end: {count}')
     assert not bad, '\n'.join([f'{len(bad)} of {len(seeds)}', *bad])
 
 
 def test_killed_anywhere_and_called_again(place): kills(place, range(0, 10, 2))
+@pytest.mark.parametrize('name', ['exported', 'ranked'])
+def test_killed_at_its_last_step(place, name): assert killed(place, name, ('step', place.reference(name)[1]))
 @pytest.mark.soak
 def test_killed_anywhere_and_called_again_in_full(place): kills(place, range(1000, 1300))
 

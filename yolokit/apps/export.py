@@ -89,7 +89,7 @@ def _write_waterfall(c: ExportConfig, detector: Detector, truth: Table | None, f
 # %% ../../nbs/apps/93_export.ipynb #a648f670
 @contextmanager
 def _again(out: Path, to: list): # to: targets, each a folder in it
-    "What a call that did not end has made of its targets goes first; the mark that names them goes last."
+    "What a call that did not end has made goes first; the mark that names it goes last."
     mark = out/'.unfinished'
     out.mkdir(parents=True, exist_ok=True)
     try: held = lock_file(mark)
@@ -98,9 +98,11 @@ def _again(out: Path, to: list): # to: targets, each a folder in it
                          'wait for it or name another folder') from None
     with held:
         held.seek(0)
-        for t in held.read().split(): shutil.rmtree(out/t, ignore_errors=True)
+        for t in held.read().split():
+            if (out/t).is_dir(): shutil.rmtree(out/t)
+            else: (out/t).unlink(missing_ok=True)
         held.truncate(0)    # in place, and by this file: closing another one of this name would free the lock
-        held.write(' '.join(t for t in to if not (out/t).exists()))
+        held.write(' '.join(t for t in (*to, 'certificate.md', 'certificate.json') if not (out/t).exists()))
         held.flush()
         yield
         mark.unlink()
