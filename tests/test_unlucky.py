@@ -118,7 +118,7 @@ def disk(): # not among pytest's folders, which it removes by itself
 
 
 FULL = re.compile('No space left|disk is full|could not be written|cannot be written|full disk', re.I)
-APPENDS = re.compile(r'^(steps\.csv|first)$|^(runs/new|runs/row)/') # written piece by piece, and read so
+APPENDS = re.compile(r'^(steps\.csv|decisions\.json|first)$|^(runs/new|runs/row)/') # written piece by piece, and read so
 
 def starved(disk, name, share): # -> did it end with an error?
     need = disk.need(name)
