@@ -2,8 +2,8 @@
 
     python bench/relabel.py FOLDER [seed]    # about half an hour on one core; what is done there is not done again
 
-Boxes are taken away, of another class, moved and invented, one in twenty of each. A run learns them; the detectors of its
-cross-validation rank the labels; a person, played here by the key, looks at the first k findings, k as many as were
+Boxes are taken away, of another class, moved and invented, one in twenty of each. A run learns them; the detectors of
+its cross-validation rank the labels; a person, played here by the key, looks at the first k findings, k as many as were
 planted, and accepts those that are right; the prediction layers are refitted on either labels.
 """
 import json, os, sys
@@ -54,7 +54,8 @@ def where(truth: Table, bad: Table, key: list) -> list: # the key, its rows thos
     at = [image[Path(f).name] for f in bad.images['file']]
     def row(j):
         here = truth.of(at[bad.boxes['image'][j]])
-        off = np.abs(truth.xyxy[here] - bad.xyxy[j]).max(1) + 9*(truth.boxes['category'][here] != bad.boxes['category'][j])
+        other = truth.boxes['category'][here] != bad.boxes['category'][j]
+        off = np.abs(truth.xyxy[here] - bad.xyxy[j]).max(1) + 9*other
         assert len(here) and off.min() < 1, f'box {j} of {bad.images["file"][bad.boxes["image"][j]]} is not read back'
         return int(here[off.argmin()])
     return [e | dict(image=at[e['image']], box=e['box'] if e['box'] < 0 else row(e['box'])) for e in key]
@@ -99,8 +100,8 @@ def main():
     first = d.findings.worst()
     first = first.keep(np.arange(len(first)) < k)
     right = judge(first, key)
-    print(f'{k} planted among {len(bad)} labels; of the first {k} findings {np.mean([e is not None for e in right]):.3f} '
-          f'are planted ones')
+    share = np.mean([e is not None for e in right])
+    print(f'{k} planted among {len(bad)} labels; of the first {k} findings {share:.3f} are planted ones')
     for reason, kind in KIND.items():
         n, of = sum(e['kind'] == kind for e in key), d.findings.of(reason).worst()
         own = judge(of.keep(np.arange(len(of)) < n), key)

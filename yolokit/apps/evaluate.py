@@ -9,6 +9,7 @@ __all__ = ['EvaluateConfig', 'load_truth_and_detections', 'uncertainty_report', 
 from dataclasses import dataclass
 from pathlib import Path
 from ..core.files import resolve_path
+from ..core.images import write_image
 from ..data.table import Table
 from ..evaluation.matching import EvaluateError
 from ..evaluation.metrics import backend_classes
@@ -72,7 +73,7 @@ def shipping_report(c: EvaluateConfig, truth: Table, found: Table,
     rows = slices(truth, found, c.slices, t, max(c.draws, 100)) if c.slices else []
     write_thresholds(folder, t, rows)
     k = calibration(truth, found)
-    plot_calibration(k).savefig(folder/'calibration.png')
+    write_image(folder/'calibration.png', plot_calibration(k))
     lines = [f'thresholds for {c.goal}: ' + ', '.join(f'{n}={v["threshold"]:.3g}' for n, v in t.items()),
              f'calibration: ECE {k["ece"]:.3f}; with temperature {k["temperature"]:.2f} {k["ece_temperature"]:.3f}, '
              f'isotonic {k["ece_isotonic"]:.3f} on other images']

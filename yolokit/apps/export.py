@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from ..core.files import lock_file, resolve_path
+from ..core.images import write_image
 from ..core.console import log_line
 from ..network.model import Detector
 from ..data.table import Table
@@ -84,7 +85,7 @@ def _write_waterfall(c: ExportConfig, detector: Detector, truth: Table | None, f
     w = waterfall(detector, truth, folder, frames)
     log_line(str(w))
     write_text(folder/'waterfall.txt', f'{w}\n')
-    w.plot().savefig(folder/'waterfall.png')
+    write_image(folder/'waterfall.png', w.plot())
 
 # %% ../../nbs/apps/93_export.ipynb #a648f670
 @contextmanager

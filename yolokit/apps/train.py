@@ -14,6 +14,7 @@ import numpy as np, torch
 from torch import nn
 from ..core import environment
 from ..core.files import atomic_write, FormatError, load_json, project_root, resolve_path, sha256
+from ..core.images import write_image
 from ..core.console import log_line
 from ..network import checkpoints, zoo
 
@@ -703,7 +704,7 @@ def _truncate_run(job: _TrainJob, s: _StageRun, loader: Loader) -> None:
     run.when_room(lambda: monitor.draw_first_batches(loader, s.recipe, job.data.names, run.folder/'plots'))
     sizes = anchors.box_sizes(job.data.split('train'), _input_size(job.cfg))
     figure = anchors.draw_anchors(sizes, {job.cfg.name: job.cfg}, s.recipe.gains.anchor_t)
-    run.when_room(lambda: figure.savefig(run.folder/'plots/anchors.png'))
+    run.when_room(lambda: write_image(run.folder/'plots/anchors.png', figure))
 
 # %% ../../nbs/apps/87_train.ipynb #9c0f62f5
 def _record_result(run: Run, t: TrainState,

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
-from ..core.images import plot_text, use_hangul_font
+from ..core.images import plot_text, use_hangul_font, write_image
 from ..evaluation.leaderboard import LeaderboardError
 
 # %% ../../nbs/compression/83_pareto.ipynb #65df43c3
@@ -136,5 +136,5 @@ def plot_pareto(rows: list, # judged alike
     fig.axes[0].set_ylabel(y)
     if star: fig.axes[0].set_title(f'★ best by {score}', fontsize=8, loc='left', color='tab:orange')
     fig.tight_layout()
-    if path: fig.savefig(path)
+    if path: write_image(path, fig)
     return fig

@@ -261,17 +261,27 @@ def read_image(path, # image file; any name, Korean too
 
 # %% ../../nbs/core/02_images.ipynb #f5656908
 def write_image(path, # .png, .jpg, ...; the folder is made
-                rgb: np.ndarray, # (H, W, 3) uint8
+                picture, # (H, W, 3) uint8, RGB; or a figure of matplotlib
                 quality: int = 95, # of a JPEG
                ) -> None:
-    "Write an image under any name."
+    "Write a picture under any name; nothing of it where the disk is full."
     path = Path(path)
-    how = [cv2.IMWRITE_JPEG_QUALITY, quality] if path.suffix.lower() in ('.jpg', '.jpeg') else []
-    try: ok, data = cv2.imencode(path.suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), how)
-    except cv2.error: ok = False
-    if not ok: raise ImageError(f'{path}: could not be encoded as {path.suffix or "a file without a suffix"}')
+    jpeg = path.suffix.lower() in ('.jpg', '.jpeg')
+    if isinstance(picture, np.ndarray):
+        how = [cv2.IMWRITE_JPEG_QUALITY, quality] if jpeg else []
+        try: ok, data = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), how)
+        except cv2.error: ok = False
+        if not ok: raise ImageError(f'{path}: could not be encoded as {path.suffix or "a file without a suffix"}')
+    else:
+        file, how = BytesIO(), dict(quality=quality) if jpeg else {}
+        picture.savefig(file, format=path.suffix[1:], pil_kwargs=how)
+        data = file.getvalue()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data.tobytes())
+    try: path.write_bytes(bytes(data))
+    except OSError as e:                            # a full disk: half a picture is no picture
+        path.unlink(missing_ok=True)
+        e.filename = e.filename or str(path)
+        raise
 
 # %% ../../nbs/core/02_images.ipynb #6d90d57c
 @lru_cache

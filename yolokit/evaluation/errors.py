@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from ..core.untrusted import escape_html
 from ..core.boxes import xyxy2xywh
-from ..core.images import use_hangul_font
+from ..core.images import use_hangul_font, write_image
 from ..core.files import atomic_write
 from ..data.table import Table
 from ..data.viewer import show_predictions
@@ -179,7 +179,7 @@ def _figure_html(fig: Figure,
     "A figure of a page; its pixels lie beside it."
     folder.mkdir(exist_ok=True)
     file = folder/f'{len(list(folder.iterdir())):03d} {name}.jpg'
-    fig.savefig(file, pil_kwargs=dict(quality=85))
+    write_image(file, fig, 85)
     return f'<img alt="" loading="lazy" src="{quote(folder.name)}/{quote(file.name)}">'
 
 # %% ../../nbs/evaluation/64_errors.ipynb #849b997a

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from ..core.untrusted import escape_markdown
-from ..core.images import class_color, plot_text, use_hangul_font
+from ..core.images import class_color, plot_text, use_hangul_font, write_image
 from ..core.files import atomic_write
 from ..core.environment import available_memory
 from ..data.table import gc_paused, Table
@@ -249,7 +249,7 @@ def evaluate_to_folder(truth: Table, detections: Table,
     if any(truth.images['path']):
         figures['predictions'] = show_predictions(truth, align_detections(truth, detections), 6, conf)
     paths = {k: folder/'plots'/f'{k}.png' for k in figures}
-    for k, f in figures.items(): f.savefig(paths[k])
+    for k, f in figures.items(): write_image(paths[k], f)
     paths['evaluation'] = folder/'evaluation.json'
     at_conf = {k: brief[k] for k in ('conf', 'precision', 'recall', 'f1')}
     text = json.dumps({**result, 'best_f1': at_conf}, indent=1, ensure_ascii=False)

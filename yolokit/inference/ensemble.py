@@ -17,6 +17,7 @@ from ..network.model import Detector
 from ..network.pretrained import load_weights
 from ..network.safe_pickle import read_checkpoint, UnsafeCheckpoint
 from ..data.table import Table
+from ..training.runs import save_tensors
 from .detect import DetectError
 
 # %% ../../nbs/inference/54_ensemble.ipynb #aed1753d
@@ -132,7 +133,7 @@ def save_ensemble(path, # .pt
     "All members in one file, which loads with `weights_only=True`."
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     saved = dict(yolokit_ensemble=1, members=[to_checkpoint(d) for d in Ensemble(members).members])
-    with atomic_write(path) as p: torch.save(saved, p)
+    with atomic_write(path) as p: save_tensors(saved, p)
 
 def load_model(path, # of `save_ensemble`, or of a detector
                origin: str = '', # of a .pt of others: whose code wrote it, see `load_checkpoint`

@@ -21,6 +21,7 @@ from ..data.loader import Batch
 from ..data.table import Table
 from ..training.distributed import RankError
 from ..training.launcher import launch, TrainingInterrupted
+from ..training.runs import save_tensors
 from .detect import (detect_batches, DetectError, is_video, optimized_copy, report_missing,
                                       to_image_table)
 
@@ -200,7 +201,7 @@ def _in_processes(folder: Path, job: dict, detector: Detector, n: int) -> list: 
     if job['device'] == 'cuda' and n > gpus: raise DetectError(f'gpus={n}: this machine has {gpus}')
     n = min(n, len(job['todo']))
     for f in folder.glob('seconds-*.json'): f.unlink()
-    with atomic_write(folder/'weights.pt') as p: torch.save(to_checkpoint(detector), p)
+    with atomic_write(folder/'weights.pt') as p: save_tensors(to_checkpoint(detector), p)
     with atomic_write(folder/'job.json') as p: p.write_text(json.dumps(job, ensure_ascii=False), encoding='utf-8')
     report = launch(n, ['-m', 'yolokit.inference.parts', str(folder)])
     if report['stopped'] or report['code'] == 143:

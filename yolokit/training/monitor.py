@@ -276,5 +276,5 @@ def plot_curves(run: Run) -> Path: # plots/curves.png
     b.set_ylim(0, 1)
     images.plain_log_ticks(a)
     fig.tight_layout()
-    fig.savefig(run.folder/'plots/curves.png')
+    images.write_image(run.folder/'plots/curves.png', fig)
     return run.folder/'plots/curves.png'

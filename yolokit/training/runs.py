@@ -339,7 +339,7 @@ def save_tensors(x: dict, # what torch.save takes
     "`torch.save`; OSError where the disk is full, as of any other file."
     try: torch.save(x, path)
     except RuntimeError as e:
-        if not re.search('inline_container|PytorchStream|file write failed', str(e)): raise
+        if not re.search('inline_container|PytorchStream|file write failed|iostream', str(e)): raise
         raise OSError(errno.ENOSPC, f'No space left on device ({str(e).splitlines()[0][:120]})', str(path)) from e
 
 @patch
