@@ -111,7 +111,7 @@ def main():
               f'{np.mean([e is not None for e in own]):.3f}')
     said = []
     for f, e in zip(repair.plan(first).records(), right):
-        one = {x: f[x] for x in ('box', 'reason', 'file')} | dict(proposal=f.get('proposal'))
+        one = {x: f[x] for x in ('box', 'reason', 'file', 'proposal', 'label') if x in f}
         one['decision'] = 'reject' if e is None else 'accept'
         if e and e['kind'] == 'swapped': one['label'] = e['category']
         said.append(one)

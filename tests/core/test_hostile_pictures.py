@@ -1,6 +1,6 @@
 """Pictures of every suffix with bytes changed, cut, doubled: each is read or is that picture's own finding, never an
 exception out of the reader, never ten seconds. A sample here, a hundred thousand in `make soak`."""
-import os, random, socket, time
+import os, random, socket, struct, time, zlib
 from io import BytesIO
 
 import numpy as np, pytest
@@ -40,6 +40,14 @@ def mutate(data, r):
     return bytes(data)
 
 
+def png_of(w, h): # black
+    chunk = lambda kind, data: struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+    pack, row = zlib.compressobj(9), bytes(1 + w//8)
+    rows = b''.join(pack.compress(row) for _ in range(h)) + pack.flush()
+    head = chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 1, 0, 0, 0, 0))
+    return b'\x89PNG\r\n\x1a\n' + head + chunk(b'IDAT', rows) + chunk(b'IEND', b'')
+
+
 def campaign(folder, seeds):
     have = pictures()
     assert len({s for s, _ in have}) >= 12
@@ -60,6 +68,11 @@ def campaign(folder, seeds):
 
 
 def test_mutated_pictures(tmp_path): assert 50 < campaign(tmp_path, range(600)) < 550
+def test_a_picture_of_few_bytes_and_many_pixels_costs_no_thumbnail(tmp_path):
+    p = tmp_path/'a.png'
+    p.write_bytes(png_of(12_000, 12_000))
+    began = time.process_time()
+    assert not _gray_thumbnail(p).any() and time.process_time() - began < 1
 @pytest.mark.soak
 def test_mutated_pictures_long(tmp_path): campaign(tmp_path, range(1000, 101_000))
 

@@ -486,6 +486,7 @@ def _gray_thumbnail(path) -> np.ndarray: # (256,) of mean 0 and length 1; zeros 
     try:
         with open_image(path) as f, Image.open(f) as im:
             im.draft('L', (64, 64)) # a JPEG is decoded at an eighth of its size
+            if im.width*im.height > 1 << 27: return np.zeros(256) # of a few bytes, maybe: seconds for a likeness
             v = np.asarray(im.convert('L').resize((16, 16), Image.Resampling.BOX), float).ravel()
     except Exception: return np.zeros(256) # whatever a decoder makes of it
     v -= v.mean()
