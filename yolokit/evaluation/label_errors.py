@@ -118,7 +118,8 @@ def _label_error_scores(truth: Table, d: Table, # aligned, normalised
     ok = (l['there'] > .1) & (l['overlap'] > .1)
     low = _expected_iou(l['overlap'], np.abs((b[:, 2:] - b[:, :2]).prod(1)), ok)
     misplaced = l['there']*(1 - l['overlap']/low)*(l['overlap'] > .1)
-    kinds = dict(swapped=l['rival'] - l['own'], spurious=1 - l['seen'], misplaced=misplaced)
+    # the factor and the power make the kinds comparable: near .4 about half of each are errors
+    kinds = dict(swapped=l['rival'] - l['own'], spurious=(1 - l['seen']).clip(0)**8, misplaced=1.5*misplaced)
     over = d.boxes['score'][p['row']]*(1 - p['near'])*(1 - p['kin'])**2*(p['near'] < .45)
     return {k: v.clip(0) for k, v in kinds.items()}, over, l, p
 
