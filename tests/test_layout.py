@@ -251,7 +251,7 @@ def test_app_has_parameters_no_outputs_no_logic(path):
         assert isinstance(ast.literal_eval(node.value), (str, int, float, bool)), 'parameters are scalars'
     for line in src(tagged[0]).splitlines():
         if '=' in line.split('#')[0]: assert '#' in line, f'no help after: {line}'
-    assert 'skip_exec: true' in src(nb['cells'][0])              # nbdev_test leaves it to papermill
+    assert 'skip_exec: true' in src(nb['cells'][-1])             # nbdev_test leaves it to papermill
     for c in code(path):
         assert not re.search(r'^\s*(def|class) ', src(c), re.M), f'logic in an app: {src(c)[:60]}'
         assert path.stem == 'amp' or not c['outputs'], 'apps are committed without outputs'
