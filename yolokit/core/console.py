@@ -47,10 +47,14 @@ def _append_log(text: str, log, # file to add a line to; None: nowhere
 
 def log_line(text: str, # a line, or several
              log=None, # file to add it to, such as the run's log.txt
+             markdown: bool = False, # its names are escaped: a notebook renders it
             ) -> None:
     "Show text wherever somebody may look: the notebook or stdout, the terminal behind a kernel, and the log."
     text = visible(text, keep='\n\t') # names of others are in it
-    print(text, flush=True)
+    if markdown and _in_notebook():
+        from IPython.display import display, Markdown
+        display(Markdown(text))
+    else: print(text, flush=True)
     if _in_notebook(): _write_terminal(f'{text}\n')
     _append_log(text, log)
 

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 import numpy as np, torch
 from torch import nn
+from ..core.untrusted import escape_markdown
 from ..core.console import log_line
 from ..core.files import save_json, sha256
 from ..network.cfg import Cfg
@@ -160,10 +161,10 @@ def _page(d: dict) -> str: # of certify
     head = '| target | runtime | maps | boxes, px | scores | AP | ms |\n|---|---|---|---|---|---|---|'
     rows = [f'| {r["target"]} | {r["runtime"]} | {_cell(r["maps"], ".1e")} | {_cell(r["px"], ".1e")} | '
             f'{_cell(r["score"], ".1e")} | {_cell(r["ap"], ".4f")} | {_cell(r["ms"], ".1f")} |' for r in d['rows']]
-    notes = [f'- {r["target"]}: {t}' for r in d['rows'] for t in r['notes']]
+    notes = [f'- {r["target"]}: {escape_markdown(t)}' for r in d['rows'] for t in r['notes']]
     files = [f'{h}  {r["target"]}/{f}' for r in d['rows'] for f, h in r['files'].items()]
     return '\n'.join([
-        f'# {d["network"]}', '',
+        f'# {escape_markdown(d["network"])}', '',
         f'Input {d["width"]} × {d["height"]}, {d["classes"]} classes. {d["judged"]} {d["machine"]}',
         '', head, *rows, '',
         'maps: greatest difference, relative to the greatest number of a map. ms: one picture, the network alone.', '',
@@ -200,5 +201,5 @@ def certify(shipped: dict,      # target: Export, each in the folder out/target
     write_text(page, text := _page(d))
     save_json(d, data, indent=1)
     finish(Export([page, data]))
-    log_line(text)
+    log_line(text, markdown=True)
     return d
