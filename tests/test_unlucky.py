@@ -125,7 +125,7 @@ def starved(disk, name, share): # -> did it end with an error?
     need = disk.need(name)
     disk.fresh()
     disk.size((disk.used() + int(need*share))//4096*4096 + 4096*(share == 0))
-    disk.log.unlink(missing_ok=True)
+    disk.log.write_text('')
     try:
         p = begin(name, disk.at, disk.log)
         for _ in range(600):

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 import numpy as np, torch
 from torch import nn
-from ..core.untrusted import escape_markdown
+from ..core.untrusted import escape_markdown, visible
 from ..core.console import log_line
 from ..core.files import save_json, sha256
 from ..network.cfg import Cfg
@@ -162,7 +162,7 @@ def _page(d: dict) -> str: # of certify
     rows = [f'| {r["target"]} | {r["runtime"]} | {_cell(r["maps"], ".1e")} | {_cell(r["px"], ".1e")} | '
             f'{_cell(r["score"], ".1e")} | {_cell(r["ap"], ".4f")} | {_cell(r["ms"], ".1f")} |' for r in d['rows']]
     notes = [f'- {r["target"]}: {escape_markdown(t)}' for r in d['rows'] for t in r['notes']]
-    files = [f'{h}  {r["target"]}/{f}' for r in d['rows'] for f, h in r['files'].items()]
+    files = [f'{h}  {r["target"]}/{visible(f)}' for r in d['rows'] for f, h in r['files'].items()]
     return '\n'.join([
         f'# {escape_markdown(d["network"])}', '',
         f'Input {d["width"]} × {d["height"]}, {d["classes"]} classes. {d["judged"]} {d["machine"]}',
