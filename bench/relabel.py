@@ -1,6 +1,6 @@
 """What the loop of labels finds and gains on the embedded set, one label in five spoilt: the table of 98_relabel.
 
-    python bench/relabel.py FOLDER [seed]    # about half an hour on one core; what is done there is not done again
+    python bench/relabel.py FOLDER [seed]    # 50 minutes on a busy core; what is done is not done again
 
 Boxes are taken away, of another class, moved and invented, one in twenty of each. A run learns them; the detectors of
 its cross-validation rank the labels; a person, played here by the key, looks at the first k findings, k as many as were
@@ -25,7 +25,7 @@ from yolokit.core.files import save_json
 from yolokit.data import formats, parking
 from yolokit.data.table import Table
 from yolokit.evaluation.bootstrap import paired_bootstrap
-from yolokit.evaluation.label_errors import plant_label_errors
+from yolokit.evaluation.label_errors import plant_label_errors, precision_at_k
 from yolokit.evaluation.results import read_results
 from yolokit.training.runs import Run, RunError
 
@@ -102,13 +102,12 @@ def main():
     right = judge(first, key)
     share = np.mean([e is not None for e in right])
     print(f'{k} planted among {len(bad)} labels; of the first {k} findings {share:.3f} are planted ones')
+    alone = precision_at_k(d.findings, key)
     for reason, kind in KIND.items():
-        n, of = sum(e['kind'] == kind for e in key), d.findings.of(reason).worst()
-        own = judge(of.keep(np.arange(len(of)) < n), key)
+        n, own = alone[kind]
         shown = int((first.rows['reason'] == reason).sum())
         hit = sum(e is not None and e['kind'] == kind for e in right)
-        print(f'  {kind:10} {n} planted; {hit} of {shown} among the first {k}; alone, of the first {n}: '
-              f'{np.mean([e is not None for e in own]):.3f}')
+        print(f'  {kind:10} {n} planted; {hit} of {shown} among the first {k}; alone, of the first {n}: {own:.3f}')
     said = []
     for f, e in zip(repair.plan(first).records(), right):
         one = {x: f[x] for x in ('box', 'reason', 'file', 'proposal', 'label') if x in f}

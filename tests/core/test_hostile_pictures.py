@@ -40,10 +40,10 @@ def mutate(data, r):
     return bytes(data)
 
 
-def png_of(w, h): # black
+def png_of(w, h): # white below, so that its thumbnail would not be zeros
     chunk = lambda kind, data: struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
-    pack, row = zlib.compressobj(9), bytes(1 + w//8)
-    rows = b''.join(pack.compress(row) for _ in range(h)) + pack.flush()
+    pack, rows = zlib.compressobj(9), (b'\0' + bytes(w//8), b'\0' + b'\xff'*(w//8))
+    rows = b''.join(pack.compress(rows[y > h/2]) for y in range(h)) + pack.flush()
     head = chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 1, 0, 0, 0, 0))
     return b'\x89PNG\r\n\x1a\n' + head + chunk(b'IDAT', rows) + chunk(b'IEND', b'')
 
@@ -70,6 +70,8 @@ def campaign(folder, seeds):
 def test_mutated_pictures(tmp_path): assert 50 < campaign(tmp_path, range(600)) < 550
 def test_a_picture_of_few_bytes_and_many_pixels_costs_no_thumbnail(tmp_path):
     p = tmp_path/'a.png'
+    p.write_bytes(png_of(200, 200))
+    assert _gray_thumbnail(p).any()
     p.write_bytes(png_of(12_000, 12_000))
     began = time.process_time()
     assert not _gray_thumbnail(p).any() and time.process_time() - began < 1
