@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tokenize
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -315,3 +316,10 @@ def test_no_security_finding_is_unexplained():
     told = set(re.findall(r'(?m)^\| (S\d+), ', (ROOT/'CONTRIBUTING.md').read_text()))
     used = {c for p in (ROOT/'yolokit').rglob('*.py') for c in re.findall(r'noqa: (S\d+)', p.read_text())}
     assert used | {'S101', 'S603', 'S610'} == told
+
+
+def test_no_program_of_ours_has_the_name_of_a_module():
+    "`bench/compression.py` stood before Python 3.14's own `compression`: nothing that unpacks could be imported there."
+    files = [p for d in ('bench', 'tests') for p in (ROOT/d).rglob('*.py') if p.name != 'conftest.py']
+    taken = set(sys.stdlib_module_names) | {'compression', 'annotationlib'} | set(metadata.packages_distributions())
+    assert len(files) > 50 and [p.name for p in files if p.stem in taken] == []

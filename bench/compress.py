@@ -1,7 +1,7 @@
 """What a teacher gives back of what pruning takes, at equal steps, several seeds: on the embedded default, or on
 `data`.
 
-    OMP_NUM_THREADS=1 nice -n 10 python bench/compression.py parent=runs/finetune-001/weights/best.pt budget=0.6 \
+    OMP_NUM_THREADS=1 nice -n 10 python bench/compress.py parent=runs/finetune-001/weights/best.pt budget=0.6 \
 steps=200 lr0=.01 seeds=0,1,2
 
 Prints a Markdown table: the parent, and the pruned network fine-tuned without and with its parent as teacher.
