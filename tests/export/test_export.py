@@ -163,6 +163,7 @@ def test_the_app(tmp_path):
     "papermill, as a user calls it."
     import json
     from small import environment
+    from yolokit.apps.export import export_all, ExportConfig
     import subprocess
     (tmp_path/'settings.ini').write_text('[DEFAULT]\n')
     torch.save(to_checkpoint(calibrated(zoo.build('yolokit-nano', 2).with_size(64, 64), names=['승용차', '트럭'])),
@@ -178,3 +179,8 @@ def test_the_app(tmp_path):
     assert json.loads({p.key: p.value for p in model.metadata_props}['names']) == ['승용차', '트럭']
     # the differences are told on the terminal
     assert 'opencv' in done.stderr and 'onnxruntime' in done.stderr
+    # a second export there is refused before it makes anything: the certificate speaks of one
+    with pytest.raises(FileExistsError, match='an export is there already'):
+        export_all(ExportConfig(weights=str(tmp_path/'w.pt'), to='darknet', out=str(tmp_path/'shipped')))
+    assert sorted(p.name for p in (tmp_path/'shipped').iterdir()) == ['certificate.json', 'certificate.md', 'deepstream',
+                                                                      'onnx']

@@ -102,6 +102,9 @@ def _again(out: Path, to: list): # to: targets, each a folder in it
         for t in held.read().split():
             if (out/t).is_dir(): shutil.rmtree(out/t)
             else: (out/t).unlink(missing_ok=True)
+        if (out/'certificate.md').exists():
+            mark.unlink()
+            raise FileExistsError(f'{out/"certificate.md"}: an export is there already; name another folder with out=')
         held.truncate(0)    # in place, and by this file: closing another one of this name would free the lock
         held.write(' '.join(t for t in (*to, 'certificate.md', 'certificate.json') if not (out/t).exists()))
         held.flush()
