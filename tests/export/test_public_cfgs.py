@@ -29,15 +29,21 @@ MOST = 8e6 # parameters of a network that is built here
 
 def in_darknet(where, path): # → '' or its words
     "Reading the cfg alone."
-    done = subprocess.run([sys.executable, Path(__file__).with_name('darknets.py'), 'load', where, path],
-                          capture_output=True, timeout=300)
+    done = subprocess.run([sys.executable, Path(__file__).resolve().with_name('darknets.py'), 'load', where, path],
+                          capture_output=True, timeout=300, cwd=where)    # a tree=data/9k.tree is in its folder
     said = (done.stdout + done.stderr).decode('utf-8', 'replace')
     return '' if done.returncode == 0 else said[-300:] or f'exit code {done.returncode}'
 
 
-def in_opencv(path):
+def in_opencv(path, cfg, tmp):
+    "Read with weights of zeros, and each layer's shape asked for: what it refuses at the first picture is refused too."
     import cv2
-    try: cv2.dnn.readNetFromDarknet(str(path))
+    zeros = tmp/'zeros.weights'
+    if not zeros.exists():
+        zeros.write_bytes(np.array([0, 2, 5, 0, 0], np.int32).tobytes())
+        os.truncate(zeros, 2**30)                                 # takes no room on the disk
+    shape = [1, cfg.net.int('channels', 3), cfg.net.int('height', 416), cfg.net.int('width', 416)]
+    try: cv2.dnn.readNetFromDarknet(str(path), str(zeros)).getFLOPS(shape)
     except cv2.error as e: return e.err or str(e)
     return ''
 
@@ -65,7 +71,7 @@ def answers(path, tmp): # → {target: [said by the check, '' or why the runtime
     out, here = {}, {t: os.environ[v] for t, v in DARKNETS.items() if os.environ.get(v)}
     said = lambda t: sorted({f.found for f in check_compatibility(cfg, t) if f.effect == 'rejected'})
     for target, where in here.items(): out[target] = [said(target), in_darknet(where, path)]
-    out['opencv'] = [said('opencv'), in_opencv(path)]
+    out['opencv'] = [said('opencv'), in_opencv(path, cfg, tmp)]
     others = ['onnx'] + [t for t in ('openvino', 'ncnn') if find_spec(t)]
     try:
         with torch.device('meta'): params = sum(p.numel() for p in Detector(cfg).parameters())

@@ -150,3 +150,20 @@ def test_check_against_opencv_over_the_corpus(tmp_path):
     print('\nsaid \\ did ' + ' '.join(f'{k:>9s}' for k in kinds))
     for a in kinds: print(f'{a:10s} ' + ' '.join(f'{table[a, b]:9d}' for b in kinds))
     assert sum(table[k, k] for k in kinds) >= .98*table.total()
+
+
+REGION = ('[net]\nwidth=32\nheight=32\nchannels=3\n[convolutional]\nfilters=14\nsize=1\nactivation=linear\n'
+          '[region]\nanchors=1,1,2,2\nclasses=2\nnum=2\nsoftmax=1\ncoords=4\n')
+
+
+@pytest.mark.parametrize('more, wrong', [('', False), ('tree=data/9k.tree\n', True), ('tree=\n', False)])
+def test_a_hierarchy_of_classes_is_refused_by_opencv(tmp_path, more, wrong):
+    "It reads such a cfg and refuses it when its shapes are asked for: public cfgs of YOLO9000."
+    (tmp_path/'n.cfg').write_text(REGION + more)
+    (tmp_path/'n.weights').write_bytes(np.array([0, 2, 5, 0, 0], np.int32).tobytes() + bytes(4*(14 + 42)))
+    net = cv2.dnn.readNetFromDarknet(str(tmp_path/'n.cfg'), str(tmp_path/'n.weights'))
+    found = [f.line for f in check_compatibility(Cfg(REGION + more, 'n.cfg'), 'opencv') if f.effect == 'rejected']
+    assert found == [15]*wrong
+    if wrong:
+        with pytest.raises(cv2.error, match='not implemented'): net.getFLOPS([1, 3, 32, 32])
+    else: assert net.getFLOPS([1, 3, 32, 32]) > 0

@@ -342,6 +342,8 @@ _RULES += [
     _Rule('opencv', 'silent', 'yolo region', 'thresh', lambda s: 'thresh' in s and s.float('thresh') > .01,
           'thresh={}: class scores below it become 0 in its output', 'Write thresh=0.001.'),
     _Rule('opencv', 'rejected', 'region', 'softmax', lambda s: not s.int('softmax', 0), 'no softmax=1', 'Take ONNX.'),
+    _Rule('opencv', 'rejected', 'region', 'tree', lambda s: bool(s.get('tree')), 'tree={}: YOLO9000\'s classes',
+          'Take Darknet.'),
     _Rule('darknet', 'silent', 'region', 'softmax', lambda s: not s.int('softmax', 0),
           'no softmax=1: AlexeyAB\'s leaves class scores without σ', "Take pjreddie's Darknet, or ONNX."),
     _Rule('deepstream', 'silent', 'region', 'softmax', lambda s: not s.int('softmax', 0),
