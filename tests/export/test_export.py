@@ -182,5 +182,5 @@ def test_the_app(tmp_path):
     # a second export there is refused before it makes anything: the certificate speaks of one
     with pytest.raises(FileExistsError, match='an export is there already'):
         export_all(ExportConfig(weights=str(tmp_path/'w.pt'), to='darknet', out=str(tmp_path/'shipped')))
-    assert sorted(p.name for p in (tmp_path/'shipped').iterdir()) == ['certificate.json', 'certificate.md', 'deepstream',
-                                                                      'onnx']
+    names = ['certificate.json', 'certificate.md', 'deepstream', 'onnx']
+    assert sorted(p.name for p in (tmp_path/'shipped').iterdir()) == names
