@@ -55,7 +55,6 @@ def _to_table(images: list[dict], # id, file, path, split, width, height, ...
                       category_ids=list(ids), extra=extra)
 
 # %% ../../nbs/data/23_formats.ipynb #6f66fcbc
-@gc_paused()
 def _coco_tables(files: list[tuple[str, Path]], # split, json
                  root, # their common folder: images are looked for in it
                  names=None, # class names where the file has no categories
@@ -492,7 +491,6 @@ def _open_labels(label: Path, folder: Path, format: str, split: str) -> Annotati
     return AnnotationFile(rel, '', format=format, split=split, root=str(folder.absolute()), top=dict(absent=True))
 
 # %% ../../nbs/data/23_formats.ipynb #739e5196
-@gc_paused()
 def _read_yolo(path,
                names=None, # class names where the source has none
                sizes=None, # label file -> (width, height), where images are missing
@@ -1351,6 +1349,7 @@ def _report(t: Table, path: Path) -> None:
 
 # %% ../../nbs/data/23_formats.ipynb #80687086
 @walk_once()
+@gc_paused()
 def read(path, # file or folder
          format: str = 'auto', # one of READERS, or the path of an adapter's yaml
          sidecar: bool = True, # take what a poorer format could not hold from sidecar.json
