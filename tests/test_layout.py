@@ -229,7 +229,7 @@ def test_the_library_does_not_grow_unseen():
     Since then: folders as people have them, readings of whole sets, ignored regions, deadlines, longer runs, ranges of
     every number, cross-validation, capsules, nineteen more formats and archives; then
     checkpoints of every YOLOv5 and of YOLOv7, OpenVINO and ncnn, certificates, AP on the way to DeepStream, thresholds,
-    conversions, an inspector that browses, tables by columns.
+    conversions, an inspector that browses, tables by columns; truths and results read and judged as arrays.
     Raise the number only with a reason."""
     empty = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
     n = 0
@@ -240,7 +240,7 @@ def test_the_library_does_not_grow_unseen():
             name = tokenize.tok_name[t.type]
             depth += (name == 'FSTRING_START') - (name == 'FSTRING_END')
             n += t.type not in empty and not depth
-    assert 250_000 < n <= 360_000, n
+    assert 250_000 < n <= 361_000, n
 
 
 # ---------------------------------------------------------------- apps, imports, dependencies

@@ -71,8 +71,7 @@ def test_hits_are_the_reference_matches():
         t, d = random_case(seed)
         if not len(t) or len(d) > 100: continue
         ids, cats = matching.coco_tie_ranks(t.images['id']), np.array([1, 2])
-        both = (metrics._to_coco_dict(x, ids, cats) for x in (t, d))
-        e = metrics._run_backend('pycocotools', *both)
+        e = metrics._run_backend('pycocotools', t, d, ids, cats)
         want = np.full(len(d), matching.UNMATCHED)
         for m in e.evalImgs:
             if m and m['aRng'] == [0, 1e10]:

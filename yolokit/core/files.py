@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import lru_cache
 from pathlib import Path
 import numpy as np, yaml
 from .untrusted import quote, read_regular, visible
@@ -275,6 +276,7 @@ def names_text(names) -> str: # of classes
     "A list of names, one a line: a line break inside a name would shift all that follow, so it becomes a space."
     return ''.join(' '.join(re.split(r'[\r\n\x0b\x0c\x1c-\x1e\x85\u2028\u2029]+', n)) + '\n' for n in names)
 
+@lru_cache(1024)
 def guess_split(name: str, # of a file or a folder
                ) -> str: # 'train', 'val', 'test' or ''
     "The split that a file or folder is named after."

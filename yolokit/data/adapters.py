@@ -869,11 +869,15 @@ def is_valid_filename(name: str) -> bool:
     if any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in name): return False
     return all(len(p.encode()) < 256 for p in name.split('/')) and len(name) < 4000
 
+# letters and digits between single signs: nothing in it has to be looked at
+_PLAIN_NAME = re.compile(r'[A-Za-z0-9_]+(?:[-. /][A-Za-z0-9_]+)*').fullmatch
+
 def file_name(v, # what the record says
               where, # for messages
               base: str = '', # folder of the record file
              ) -> tuple[str, str]: # as the source has it; where to look for it
     "The name of an image; FormatError if it leads out of the folder, or no file can have it."
+    if type(v) is str and len(v) < 256 and _PLAIN_NAME(v): return v, v
     if not isinstance(v, str) or not v.strip() or not is_valid_filename(v):
         raise FormatError(where, f'file name {quote(str(v), 60)}',
                           'A picture needs a name that a file can have.')
@@ -891,6 +895,7 @@ def file_name(v, # what the record says
 def declared_size(values, # width and height, as the source has them
                   where) -> list[int]: # width, height, px; 0 unknown
     "Declared sizes as whole numbers; none, or a negative one, is unknown."
+    if all(type(x) is int and 0 <= x < 2**31 for x in values): return [*values]
     v = parse_floats([x if x not in (None, '') else 0 for x in values], where, 'Width and height are pixels.')
     if not all(-2**31 < x < 2**31 for x in v):
         raise FormatError(where, f'size {v[0]:g} x {v[1]:g}', 'Width and height are pixels.')

@@ -7,13 +7,13 @@ __all__ = ['PARKING_CLASSES', 'READERS', 'WRITERS', 'coco_dict', 'file_names', '
            'read', 'read_fast', 'lossy_fields', 'write']
 
 # %% ../../nbs/data/23_formats.ipynb #bb94073f
-import base64, hashlib, json, os, re, shutil, zlib
+import base64, hashlib, json, operator, os, re, shutil, zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
-from itertools import count, islice
+from itertools import chain, count, islice, repeat
 from pathlib import Path
 import numpy as np, yaml
 from ..core.untrusted import quote
@@ -1219,7 +1219,7 @@ def _format_of_file(p: Path) -> str:
     "The format of one file, by its suffix and by what is in it."
     suffix, has = p.suffix.lower(), lambda what: file_contains(p, what)
     if more := described_files(p): return more[0]
-    if suffix == '.json': return 'labelme' if has(b'"shapes"') and has(b'"imagePath"') else 'coco'
+    if suffix == '.json': return 'labelme' if has(b'"imagePath"') and has(b'"shapes"') else 'coco'
     if suffix == '.xml': return 'cvat' if has(b'<annotations') else 'voc'
     if suffix in ('.yaml', '.yml'): return 'adapter' if has(b'adapter:') and 'adapter' in load_yaml(p) else 'yolo'
     if suffix in ('.data', '.txt'): return {'.data': 'darknet', '.txt': 'yolo'}[suffix]
@@ -1384,27 +1384,28 @@ def _parse_fast(path: Path):
     try: return import_module('ultrafast_pycocotools._ufcoco').load_json(str(path))
     except (ImportError, AttributeError, TypeError, ValueError, OSError): return json.loads(path.read_bytes().decode())
 
+_USUAL_KEYS = 'id', 'iscrowd', 'bbox', 'area', 'image_id', 'category_id'
+
 def _truth_boxes(rows: list, # annotations
                  image: dict, cat: dict, # id -> row
-                 where: str) -> dict: # columns; KeyError, TypeError or ValueError where a record is unusual
+                ) -> dict: # columns; KeyError, TypeError or ValueError where a record is unusual
     "The boxes of records that hold what COCO's do."
-    ids, crowd, box = [a['id'] for a in rows], [a['iscrowd'] for a in rows], [a['bbox'] for a in rows]
-    area, at, kind = ([a[k] for a in rows] for k in ('area', 'image_id', 'category_id'))
-    flat, of = [v for b in box for v in b], lambda *lists: {type(v) for x in lists for v in x}
-    usual = (rows and of(ids, at, kind, crowd) <= {int} and of(flat, area) <= {int, float} and of(box) <= {list}
-             and {len(b) for b in box} <= {4} and {*crowd} <= {0, 1} and not any('score' in a for a in rows))
-    if not usual or max(map(abs, flat)) > 1e12: raise ValueError('unusual')
-    x, y, w, h = np.array(flat, np.float64).reshape(-1, 4).T
+    ids, crowd, box, area, at, kind = zip(*map(operator.itemgetter(*_USUAL_KEYS), rows))
+    flat, of = [*chain(*box)], lambda *lists: set(map(type, chain(*lists)))
+    usual = (of(ids, at, kind, crowd) <= {int} and of(flat, area) <= {int, float} and of(box) <= {list}
+             and {*map(len, box)} <= {4} and {*crowd} <= {0, 1}
+             and not any(map(operator.contains, rows, repeat('score'))))
+    x, y, w, h = v = np.ascontiguousarray(np.array(flat, np.float64).reshape(-1, 4).T)
+    if not usual or np.abs(v).max() > 1e12 or max(map(abs, ids)) > 1e18: raise ValueError('unusual')
     own = np.empty(len(rows), object); own[:] = ids
-    xyxy = np.stack([x, y, x + w, y + h], 1)
-    return dict(zip(('x0', 'y0', 'x1', 'y1'), xyxy.T), image=np.array([image[i] for i in at], np.int64),
-                category=np.array([cat[i] for i in kind], np.int64), crowd=np.array(crowd, bool),
-                area=np.array(area, np.float64), id=own, origin=[f'{where}#{str(i)[:40]}' for i in ids],
-                **lost_sides(xyxy, w, h))
+    xyxy = np.stack([x, y, x + w, y + h]).T
+    return dict(zip(('x0', 'y0', 'x1', 'y1'), xyxy.T), image=np.array([*map(image.__getitem__, at)], np.int64),
+                category=np.array([*map(cat.__getitem__, kind)], np.int64), crowd=np.array(crowd, bool),
+                area=np.array(area, np.float64), id=own, **lost_sides(xyxy, w, h))
 
 # %% ../../nbs/data/23_formats.ipynb #9d3ae710
 @gc_paused()
-def read_fast(path) -> Table: # without `source`, `place` and `slot`: it is not written back
+def read_fast(path) -> Table: # without `source`, `place`, `slot` and `origin`: it is not written back
     "What `read` gives, to be compared with."
     path, cats = Path(path), []
     if path.suffix != '.json' or not path.is_file(): return read(path)
@@ -1414,10 +1415,10 @@ def read_fast(path) -> Table: # without `source`, `place` and `slot`: it is not 
         s = AnnotationFile(normalize_name(path.name), '', format='coco', root=root)
         images = coco_images(d, s, where, image_finder(list_files(path.parent), _image_dirs_of('', path)))
         cat = merge_categories(d, None, cats, where)
-        boxes = _truth_boxes(d['annotations'], {m['id']: i for i, m in enumerate(images)}, cat, where)
-        t = _concat_files([m | dict(part=('', where)) for m in images], [], cats, dict(format='coco'))
-        columns = {k: v for k, v in t.images.items() if k not in ('source', 'place')}
-        return Table.make(columns, boxes, t.names, t.category_ids, t.extra)
+        boxes = _truth_boxes(d['annotations'], {m['id']: i for i, m in enumerate(images)}, cat)
+        for m in images: m |= dict(part=('', where))
+        t = _concat_files(images, boxes, cats, dict(format='coco'))
+        return replace(t, images={k: v for k, v in t.images.items() if k not in ('source', 'place')})
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OSError): return read(path)
 
 # %% ../../nbs/data/23_formats.ipynb #cb6332b2

@@ -11,6 +11,7 @@ __all__ = ['BUILTIN_ADAPTERS', 'coco_box', 'coco_lists', 'coco_images', 'coco_bo
 import os, re
 from collections import Counter
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 import numpy as np, yaml
 from ..core.boxes import lost_sides
@@ -78,6 +79,21 @@ def _coco_image(m: dict, at: str, # a record; where, for messages
     return dict(id=m['id'], file=file, path=path, width=w, height=h, split=split, source=s)
 
 # %% ../../nbs/data/22_layouts.ipynb #c4c04e71
+def _usual_images(records: list, s: AnnotationFile, find) -> list[dict]: # [] where one has to be looked at
+    "Rows of images with plain names and sizes, no two of one id: most files have no others."
+    wanted, base = ('id', 'file_name', 'width', 'height'), os.path.dirname(s.file)
+    try:
+        ids, names, widths, heights = zip(*map(itemgetter(*wanted), records))
+        usual = ({*map(type, (*ids, *widths, *heights))} == {int} and len({*ids}) == len(ids)
+                 and all(file_name(n, '') == (n, n) for n in names))
+        usual &= 0 <= min(*widths, *heights) and max(*widths, *heights) < 2**31
+        if not usual or any({'link', 'split', 'not_exhaustive_category_ids'} & m.keys() for m in records): return []
+        split = guess_split(s.split)
+        return [dict(id=i, file=n, path=find(n, base), width=w, height=h, split=split, source=s, place=k)
+                for k, (i, n, w, h) in enumerate(zip(ids, names, widths, heights))]
+    except (KeyError, TypeError, ValueError): return []
+
+# %% ../../nbs/data/22_layouts.ipynb #d5a12a08
 def coco_images(d: dict, # parsed json
                 s: AnnotationFile,
                 where: str, # for messages
@@ -85,10 +101,10 @@ def coco_images(d: dict, # parsed json
                 odd: list | None = None, # (-1, error) of records that are set aside; None: they are refused
                ) -> list[dict]: # rows
     "Rows of the images of one json; FormatError names a record that is none."
-    rows, seen, base = [], set(), os.path.dirname(s.file)
+    rows, seen, base = _usual_images(d['images'], s, find), set(), os.path.dirname(s.file)
     named = [c for c in d.get('categories') or [] if isinstance(c, dict) and {'id', 'name'} <= set(c)]
     names = {c['id']: str(c['name']) for c in named if isinstance(c['id'], int | str)}
-    for i, m in enumerate(d['images']):
+    for i, m in enumerate(d['images'][len(rows):]):
         try: rows.append(_coco_image(m, f'{where}, images[{i}]', s, base, seen, find) | dict(place=i))
         except FormatError as e:
             if odd is None: raise

@@ -121,8 +121,8 @@ def _validate(t: Table) -> Table: # the same
     odd = sorted(set(map(str, t.images['split'])) - set(_SPLITS))
     if odd: raise TableError(f"images['split'] has {odd}: only 'train', 'val', 'test' and '' are known")
     ids, seen = t.images['id'].tolist(), set()
-    twice = next((i for i in ids if i in seen or seen.add(i)), None)
-    if twice is not None:
+    if len({*ids}) < len(ids):
+        twice = next(i for i in ids if i in seen or seen.add(i))
         raise TableError(f"images['id'] has {twice!r} {ids.count(twice)} times: an id belongs to one image")
     return t
 

@@ -10,7 +10,7 @@ __all__ = ['RECALL_THRESHOLDS', 'UNMATCHED', 'IGNORED', 'EvaluateError', 'align_
 # %% ../../nbs/evaluation/59_matching.ipynb #4e6b17e2
 from dataclasses import dataclass, replace
 import numpy as np
-from ..core.boxes import box_iou_rowwise_coco, ragged_arange, short_xywh
+from ..core.boxes import box_iou_rowwise_coco, ragged_arange, short_sides
 from ..data.table import Table
 from .results import find_names
 
@@ -29,12 +29,13 @@ def _check_boxes(table: Table,
                 what: str, # 'truth' | 'detections', for the message
                ) -> None:
     "EvaluateError for boxes and scores that would be counted wrongly without a word."
-    b, xyxy = table.boxes, table.xyxy
-    wrong = {'a corner is not a number': ~np.isfinite(xyxy).all(1),
-             'width or height is negative': (xyxy[:, 2] < xyxy[:, 0]) | (xyxy[:, 3] < xyxy[:, 1])}
-    if what == 'detections': wrong['the score is not a number'] = ~np.isfinite(b['score'])
+    b = table.boxes
+    corners = [b[k] for k in ('x0', 'y0', 'x1', 'y1')]
+    wrong = {'a corner is not a number': [~np.isfinite(v) for v in corners],
+             'width or height is negative': [corners[2] < corners[0], corners[3] < corners[1]]}
+    if what == 'detections': wrong['the score is not a number'] = [~np.isfinite(b['score'])]
     for why, bad in wrong.items():
-        rows = np.flatnonzero(bad)
+        rows = np.flatnonzero(np.any(bad, 0)) if any(v.any() for v in bad) else ()
         if len(rows):
             raise EvaluateError(f'{what}: {why} in {len(rows)} boxes, the first: {_describe_box(table, rows[0])}. '
                                 'Repair or leave them out first')
@@ -89,22 +90,24 @@ def _duplicate_rows(t: Table,
                    ) -> np.ndarray: # rows of boxes that repeat an earlier row
     "Boxes that are there more than once, to the last digit."
     b = t.boxes
-    key = [np.asarray(b[k], np.float64) for k in ('image', 'category', 'x0', 'y0', 'x1', 'y1', 'score')[:6 + score]]
-    # a sum of the columns' bits, each multiplied by an odd number: equal rows have equal sums
-    mixed = sum(v.view(np.uint64)*np.uint64(2**k + 2**(3*k % 61 + 1) + 1) for k, v in zip(range(7, 71, 8), key))
+    keys = ('score', 'x0', 'y1', 'image', 'category', 'y0', 'x1')[not score:]
+    # a sum of the bits of three columns, each multiplied by an odd number: equal rows have equal sums
+    bits = [np.ascontiguousarray(b[k], np.float64).view(np.uint64) for k in keys[:3]]
+    mixed = sum(v*np.uint64(2**k + 2**(3*k % 61 + 1) + 1) for k, v in zip((7, 15, 23), bits))
     mixed ^= mixed >> 29
     order = np.sort(mixed)
     twice = order[1:][order[1:] == order[:-1]]
     if not len(twice): return np.zeros(0, np.int64)
-    maybe = np.flatnonzero(np.isin(mixed, twice)) # and the few others with equal sums are sorted out exactly
-    _, first = np.unique(np.stack([v[maybe] for v in key], 1), axis=0, return_index=True)
+    maybe = np.flatnonzero(np.isin(mixed, twice)) # and the others with equal sums are sorted out exactly
+    rows = np.stack([np.asarray(b[k], np.float64)[maybe] for k in keys], 1)
+    _, first = np.unique(rows, axis=0, return_index=True)
     return np.setdiff1d(maybe, maybe[first])
 
 # %% ../../nbs/evaluation/59_matching.ipynb #acc1e555
 def input_warnings(truth: Table, detections: Table) -> list: # of sentences
     "What was repaired before judging, and what looks wrong and was left."
     b, said = truth.boxes, []
-    if any(i == 0 for i in b.get('id', ()) if not isinstance(i, str)):
+    if np.any(b.get('id', 1) == 0):
         said.append('annotation ids begin at 0: numbered anew from 1 (pycocotools takes a truth of id 0 for no truth)')
     bare = np.isnan(b['area']).sum() if 'area' in b else len(truth)
     if bare:
@@ -121,12 +124,12 @@ def input_warnings(truth: Table, detections: Table) -> list: # of sentences
 # %% ../../nbs/evaluation/59_matching.ipynb #b54a8e54
 def coco_xywh(t: Table) -> np.ndarray: # (N, 4) x y w h
     "Boxes with the sides that their file had, wherever these still lead to the corners."
-    xyxy = t.xyxy
-    out = short_xywh(xyxy)
-    for k, side in ((0, t.boxes.get('w')), (1, t.boxes.get('h'))):
-        if side is None: continue
-        same = xyxy[:, k] + side == xyxy[:, 2 + k]
-        out[same, 2 + k] = side[same]
+    b, out = t.boxes, np.empty((4, len(t))).T
+    out[:, 0], out[:, 1] = b['x0'], b['y0']
+    for k, (near, far, side) in enumerate((('x0', 'x1', 'w'), ('y0', 'y1', 'h')), 2):
+        given = b.get(side, np.nan)
+        same = b[near] + given == b[far]
+        out[:, k] = given if same.all() else np.where(same, given, short_sides(b[near], b[far]))
     return out
 
 # %% ../../nbs/evaluation/59_matching.ipynb #44c6d33c

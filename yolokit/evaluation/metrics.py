@@ -37,11 +37,10 @@ def _to_coco_dict(table: Table,
     b, xywh = table.boxes, coco_xywh(table)
     area = truth_areas(table) if np.isnan(b['score']).all() else xywh[:, 2]*xywh[:, 3]
     crowd, image, category = crowd_flags(table).astype(int), image_ids[b['image']], category_ids[b['category']]
-    columns = (image, category, xywh, area, crowd, b['score'])
-    rows = enumerate(zip(*(c.tolist() for c in columns)), 1)
+    rows = enumerate(zip(*(c.tolist() for c in (image, category, xywh, area, crowd, b['score']))), 1)
     return dict(images=[dict(id=int(i)) for i in image_ids],
                 categories=[dict(id=int(c), name=str(s)) for c, s in zip(category_ids, table.names)],
-                annotations=[dict(id=k, image_id=i, category_id=c, bbox=x, area=a, iscrowd=w, score=s)
+                annotations=[{'id': k, 'image_id': i, 'category_id': c, 'bbox': x, 'area': a, 'iscrowd': w, 'score': s}
                              for k, (i, c, x, a, w, s) in rows])
 
 # %% ../../nbs/evaluation/61_metrics.ipynb #b22adaa3
@@ -65,25 +64,41 @@ def backend_classes(backend: str, # one of BACKENDS
     return fast.COCO, fast.COCOeval
 
 # %% ../../nbs/evaluation/61_metrics.ipynb #80f1ce40
+def _to_coco_rows(table: Table, image_ids, category_ids, # as above
+                 ) -> np.ndarray | None: # (N, 7) image id, x y w h, score, category id; None: that would not say all
+    "For ultrafast-pycocotools: a table without crowds and without areas of its own."
+    b, xywh = table.boxes, coco_xywh(table)
+    given = np.isnan(b['score']).all() and (crowd_flags(table) | (truth_areas(table) != xywh[:, 2]*xywh[:, 3]))
+    if not len(table) or np.any(given): return None
+    rows = np.empty((7, len(table))).T
+    rows[:, 0], rows[:, 6] = image_ids[b['image']], category_ids[b['category']]
+    rows[:, 1:5], rows[:, 5] = xywh, np.nan_to_num(b['score'])
+    return rows
+
+# %% ../../nbs/evaluation/61_metrics.ipynb #978fb016
 def _coco_index(COCO, # a class
-                d: dict, # of to_coco_dict
+                table: Table, image_ids, category_ids, # as above
+                short: bool = False, # as rows, where they say everything
+                frame=None, # the other side, where this one is the detections
                ): # COCO
-    "A side of an evaluation from a dict."
+    "A side of an evaluation."
+    rows = _to_coco_rows(table, image_ids, category_ids) if short else None
+    if rows is not None and frame is not None: return frame.loadRes(rows)
     c = COCO()
-    c.dataset = d
+    c.dataset = _to_coco_dict(table if rows is None else table.keep([]), image_ids, category_ids)
     c.createIndex()
-    return c
+    return c if rows is None else c.loadRes(rows)
 
 # %% ../../nbs/evaluation/61_metrics.ipynb #23d15118
 def _run_backend(backend: str, # one of BACKENDS
-                 truth: dict, # of to_coco_dict
-                 found, # of to_coco_dict; of ultrafast-pycocotools also (N, 7): image id, x y w h, score, category id
+                 truth: Table, found: Table, # aligned
+                 *ids, # see _to_coco_dict
                 ): # COCOeval, summarised
     "Let an evaluator do its work in silence."
-    COCO, Eval = backend_classes(backend)
+    (COCO, Eval), short = backend_classes(backend), backend == 'ultrafast-pycocotools'
     with redirect_stdout(io.StringIO()), gc_paused():
-        gt = _coco_index(COCO, truth)
-        e = Eval(gt, gt.loadRes(found) if isinstance(found, np.ndarray) else _coco_index(COCO, found), 'bbox')
+        gt = _coco_index(COCO, truth, *ids, short)
+        e = Eval(gt, _coco_index(COCO, found, *ids, short, gt), 'bbox')
         e.evaluate(); e.accumulate(); e.summarize()
     return e
 
@@ -121,15 +136,15 @@ def _per_class(e, # COCOeval
                truth: Table, found: Table, # aligned
               ) -> dict: # name -> AP AP50 AP75 APs APm APl AR100, truth and detections counted
     "The same numbers, class by class."
-    p, r = e.eval['precision'][..., -1][:, :, at], e.eval['recall'][:, at, 0, -1] # (T, R, C, areas), (T, C)
+    p, r = e.eval['precision'][..., -1].transpose(2, 3, 0, 1)[at].copy(), e.eval['recall'][:, at, 0, -1]
     n = np.bincount(truth.boxes['category'][~crowd_flags(truth)], minlength=len(truth.names)).tolist()
     m, out = np.bincount(found.boxes['category'], minlength=len(truth.names)).tolist(), {}
     twins = [truth.names.count(n) > 1 for n in truth.names]
     for k, name in enumerate(truth.names):
         if twins[k]: name = f'{name} ({truth.category_ids[k]})' # two categories of one name
-        sizes = {s: mean_valid(p[:, :, k, a]) for s, a in _AREA_RANGES.items()}
-        out[name] = dict(AP=mean_valid(p[:, :, k, 0]), AP50=mean_valid(p[0, :, k, 0]), AP75=mean_valid(p[5, :, k, 0]),
-                         **sizes, AR100=mean_valid(r[:, k]), truth=n[k], detections=m[k])
+        sizes = {s: mean_valid(p[k, a]) for s, a in _AREA_RANGES.items()} # p: (C, areas, T, R)
+        out[name] = dict(AP=mean_valid(p[k, 0]), AP50=mean_valid(p[k, 0, 0]), AP75=mean_valid(p[k, 0, 5]), **sizes,
+                         AR100=mean_valid(r[:, k]), truth=n[k], detections=m[k])
     return out
 
 # %% ../../nbs/evaluation/61_metrics.ipynb #ec0bef24
@@ -140,18 +155,14 @@ def coco(truth: Table, # boxes with optional columns area, crowd
     "The COCO numbers, per class too; EvaluateError where the input would be counted wrongly."
     found, ids = align_detections(truth, detections), (coco_tie_ranks(truth.images['id']),
                                                        coco_tie_ranks(truth.category_ids))
-    b = found.boxes
     with gc_paused():
-        if backend != 'ultrafast-pycocotools' or not len(found): rows = _to_coco_dict(found, *ids)
-        else:
-            rows = np.column_stack([ids[0][b['image']], coco_xywh(found), b['score'], ids[1][b['category']]])
-            rows = rows.astype(float)
-        e = _run_backend(backend, _to_coco_dict(with_unlabelled(truth), *ids), rows)
-    r, at = _Result(zip(COCO_METRICS, map(float, e.stats[:12]))), ids[1] - 1
-    r['per_class'] = _per_class(e, at, truth, found)
+        e = _run_backend(backend, with_unlabelled(truth), found, *ids)
+        r, at = _Result(zip(COCO_METRICS, map(float, e.stats[:12]))), ids[1] - 1
+        r['per_class'] = _per_class(e, at, truth, found)
+        r.precision, r.scores = e.eval['precision'][:, :, at, 0, -1], e.eval['scores'][:, :, at, 0, -1]
+        del e  # before the next search for cycles, which would look through them
     r['counts'] = dict(images=truth.n_images, truth=len(truth), detections=len(found))
     r['notes'], r['backend'] = input_warnings(truth, found), f'{backend} {version(backend)}'
-    r.precision, r.scores = e.eval['precision'][:, :, at, 0, -1], e.eval['scores'][:, :, at, 0, -1]
     return r
 
 # %% ../../nbs/evaluation/61_metrics.ipynb #1fe57e58

@@ -13,7 +13,6 @@ from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 import numpy as np
-from ..core.boxes import lost_sides
 from ..core.files import FormatError, atomic_write, load_json, normalize_name, to_columns, to_python
 from ..data.layouts import coco_box
 from ..data.table import Table
@@ -137,29 +136,40 @@ def parse_uniform_json(raw: bytes, # a JSON list of objects
 # %% ../../nbs/evaluation/58_results.ipynb #9b909745
 def _read_results_array(path, # json
                         fast: bool = False, # let ultrafast-pycocotools read the file
-                       ) -> np.ndarray | None: # (N, 7) image id, x y w h, score, category id; None: go record by record
+                       ) -> np.ndarray | None: # (7, N) image id, x y w h, score, category id; None: go record by record
     "A results file as numbers."
     keys, v = ('image_id', 'category_id', 'bbox', 'score'), None
     if fast:
         try:
             reader = import_module('ultrafast_pycocotools._ufcoco').load_compact_bbox
-            v = reader(str(path), results=True)[1].array_rows()
+            v = np.ascontiguousarray(reader(str(path), results=True)[1].array_rows().T)
         except (ImportError, AttributeError, TypeError, ValueError, OSError, IndexError): pass # private: may change
-        if v is not None and (v[:, [0, 5, 6]] != 0).all() and v[:, 1:5].any(1).all(): return v
+        # a key that a record lacks is a zero there
+        if v is not None and v[[0, 5, 6]].all() and (v[3].all() or v[1:5].any(0).all()): return v
     got = parse_uniform_json(Path(path).read_bytes())
     if got is None or any(k not in got[0] for k in keys) or len(got[0]['bbox']) != 4: return None
     at, where = {}, 0
     for k, v in got[0].items(): at[k], where = where, where + (len(v) if isinstance(v, list) else 1)
     x = at['bbox']
-    return got[1][:, [at['image_id'], x, x + 1, x + 2, x + 3, at['score'], at['category_id']]]
+    return got[1].T[[at['image_id'], x, x + 1, x + 2, x + 3, at['score'], at['category_id']]]
 
 # %% ../../nbs/evaluation/58_results.ipynb #cf2f2176
+def _distinct_numbers(v: np.ndarray, # (N,)
+                     ) -> tuple[np.ndarray, np.ndarray]: # sorted, each once; (N,) where each number is among them
+    "What np.unique gives, without sorting where the numbers are small and whole."
+    if len(v) and 0 <= v.min() and v.max() < 4*len(v) and ((whole := v.astype(np.int64)) == v).all():
+        there = np.zeros(whole.max() + 1, bool)
+        there[whole] = True
+        return np.flatnonzero(there).astype(float), (np.cumsum(there) - 1)[whole]
+    return np.unique(v, return_inverse=True)
+
+# %% ../../nbs/evaluation/58_results.ipynb #81625b78
 def _rows_of(given: np.ndarray, # (N,) numbers in the file, float64
              find, # function: list of numbers -> {number: row}
              what: str, path, # the key and the file, for the message
             ) -> np.ndarray: # (N,) rows
     "Where the truth has each number; FormatError names the first record whose number it does not have."
-    known, which = np.unique(given, return_inverse=True)
+    known, which = _distinct_numbers(given)
     keys = [int(k) if k.is_integer() else k for k in known.tolist()]
     at = find(keys)
     rows = np.array([at.get(k, -1) for k in keys], np.int64)[which]
@@ -176,13 +186,12 @@ def read_results(path, # json: a list of {image_id, category_id, bbox, score}
     "COCO results as a table over the truth's images, fast where the file allows it; FormatError with the record."
     numeric = all(isinstance(i, (int, np.integer)) for i in truth.category_ids)
     v = _read_results_array(path, fast) if numeric else None
-    if v is None or not len(v): return _read_rows(path, truth)
-    image = _rows_of(v[:, 0], lambda k: _find_images(truth, k, path), 'image_id', path)
-    category = _rows_of(v[:, 6], lambda k: _find_classes(truth, k, path), 'category_id', path)
-    x, y, w, h = v[:, 1:5].T
-    xyxy = np.stack([x, y, x + w, y + h], 1)
-    boxes = dict(zip(('x0', 'y0', 'x1', 'y1'), xyxy.T), image=image, category=category, score=v[:, 5])
-    return Table.make(truth.images, boxes | lost_sides(xyxy, w, h), truth.names, truth.category_ids)
+    if v is None or not v.size: return _read_rows(path, truth)
+    image = _rows_of(v[0], lambda k: _find_images(truth, k, path), 'image_id', path)
+    category = _rows_of(v[6], lambda k: _find_classes(truth, k, path), 'category_id', path)
+    x, y, w, h, score = v[1:6]
+    boxes = dict(x0=x, y0=y, x1=x + w, y1=y + h, w=w, h=h, image=image, category=category, score=score)
+    return Table.make(truth.images, boxes, truth.names, truth.category_ids)
 
 # %% ../../nbs/evaluation/58_results.ipynb #a165461c
 class SubmitError(ValueError):
