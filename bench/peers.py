@@ -26,21 +26,22 @@ def batch():
              *(rng.uniform(.05*SIZE, .4*SIZE, (BATCH, BOXES)) for _ in 'wh')]
     return x, np.stack(boxes, -1).astype(np.float32)
 
-def folder(where, n=1024):                             # many more than a worker of ours would hold
+def folder(where, n=1024, height=480):                 # many more than a worker of ours would hold
     "JPEGs of 640×480, quality 90, four boxes each, laid out as YOLOv5 wants them."
     import cv2
     rng = np.random.default_rng(1)
     for d in ('images', 'labels'): (where/d).mkdir(parents=True)
     for k in range(n):
-        rough = [cv2.resize(rng.integers(0, 256, (480 >> s, 640 >> s, 3), np.uint8), (640, 480),
+        rough = [cv2.resize(rng.integers(0, 256, (height >> s, 640 >> s, 3), np.uint8), (640, height),
                             interpolation=cv2.INTER_CUBIC) for s in (6, 4, 2)]
         im = (rough[0]*.6 + rough[1]*.25 + rough[2]*.15).astype(np.uint8)
         rows = []
         for _ in range(4):
             w, h = rng.uniform(.1, .4, 2)
             x, y = rng.uniform(w/2, 1 - w/2), rng.uniform(h/2, 1 - h/2)
-            cv2.rectangle(im, (int((x - w/2)*640), int((y - h/2)*480)), (int((x + w/2)*640), int((y + h/2)*480)),
-                          rng.integers(0, 256, 3).tolist(), -1)
+            a, b = (x - w/2, y - h/2), (x + w/2, y + h/2)
+            a, b = ((int(c[0]*640), int(c[1]*height)) for c in (a, b))
+            cv2.rectangle(im, a, b, rng.integers(0, 256, 3).tolist(), -1)
             rows.append(f'{rng.integers(80)} {x:.6f} {y:.6f} {w:.6f} {h:.6f}')
         cv2.imwrite(str(where/f'images/{k:03d}.jpg'), im, [cv2.IMWRITE_JPEG_QUALITY, 90])
         (where/f'labels/{k:03d}.txt').write_text('\n'.join(rows) + '\n')
@@ -144,7 +145,9 @@ def ours_loader(data, near):
 PICTURES = 16
 
 def make_weights(path, to):
-    "yolov5n with heads that answer: some boxes above .25, some thousands of pairs above .001; folded statistics too."
+    """yolov5n with heads that answer: some boxes above .25, some thousands of pairs above .001; folded statistics too.
+
+    Boxes have at least a third of their anchor's sides: v6.1 leaves out those below 2 px."""
     import torch
     open_peer(path)
     from models.yolo import Model
@@ -158,7 +161,7 @@ def make_weights(path, to):
         m(torch.rand(1, 3, 640, 640))
         for k, c in enumerate(head.m):
             y = seen[k].transpose(0, 1).flatten(1)
-            want = torch.tensor([[0., .5]]*2 + [[-.5, .5]]*2 + [[-11., 3.]] + [[-5., 2.]]*80).repeat(3, 1)
+            want = torch.tensor([[0., .5]]*2 + [[0., .2]]*2 + [[-11., 3.]] + [[-5., 2.]]*80).repeat(3, 1)
             scale = want[:, 1]/y.std(1).clamp(min=1e-6)
             c.weight *= scale[:, None, None, None]
             c.bias.copy_(want[:, 0] - (y.mean(1) - c.bias)*scale)
@@ -210,7 +213,7 @@ def apart(a, b): # (N, 6) a picture
     return worst, lost
 
 def detect_race(a, tmp):
-    folder(data := tmp/'data', PICTURES)
+    folder(data := tmp/'data', PICTURES, 640)              # square: nothing lies in a padding
     weights = tmp/'n.pt'
     Side(a, 'theirs', side='weights', weights=weights).line()
     for conf in (.25, .001):

@@ -93,8 +93,8 @@ def _duplicate_rows(t: Table,
     keys = ('score', 'x0', 'y1', 'image', 'category', 'y0', 'x1')[not score:]
     # a sum of the bits of three columns, each multiplied by an odd number: equal rows have equal sums
     bits = [np.ascontiguousarray(b[k], np.float64).view(np.uint64) for k in keys[:3]]
-    mixed = sum(v*np.uint64(2**k + 2**(3*k % 61 + 1) + 1) for k, v in zip((7, 15, 23), bits))
-    mixed ^= mixed >> 29
+    mixed = bits[0]*np.uint64(2**7 + 2**22 + 1)
+    for v, odd in zip(bits[1:], (2**15 + 2**46 + 1, 2**23 + 2**9 + 1)): mixed += v*np.uint64(odd)
     order = np.sort(mixed)
     twice = order[1:][order[1:] == order[:-1]]
     if not len(twice): return np.zeros(0, np.int64)
@@ -122,9 +122,11 @@ def input_warnings(truth: Table, detections: Table) -> list: # of sentences
     return said
 
 # %% ../../nbs/evaluation/59_matching.ipynb #b54a8e54
-def coco_xywh(t: Table) -> np.ndarray: # (N, 4) x y w h
+def coco_xywh(t: Table,
+              out: np.ndarray | None = None, # (N, 4), written to
+             ) -> np.ndarray: # (N, 4) x y w h
     "Boxes with the sides that their file had, wherever these still lead to the corners."
-    b, out = t.boxes, np.empty((4, len(t))).T
+    b, out = t.boxes, np.empty((4, len(t))).T if out is None else out
     out[:, 0], out[:, 1] = b['x0'], b['y0']
     for k, (near, far, side) in enumerate((('x0', 'x1', 'w'), ('y0', 'y1', 'h')), 2):
         given = b.get(side, np.nan)

@@ -67,12 +67,12 @@ def backend_classes(backend: str, # one of BACKENDS
 def _to_coco_rows(table: Table, image_ids, category_ids, # as above
                  ) -> np.ndarray | None: # (N, 7) image id, x y w h, score, category id; None: that would not say all
     "For ultrafast-pycocotools: a table without crowds and without areas of its own."
-    b, xywh = table.boxes, coco_xywh(table)
-    given = np.isnan(b['score']).all() and (crowd_flags(table) | (truth_areas(table) != xywh[:, 2]*xywh[:, 3]))
-    if not len(table) or np.any(given): return None
-    rows = np.empty((7, len(table))).T
+    b, rows = table.boxes, np.empty((7, len(table))).T
+    xywh, truth = coco_xywh(table, rows[:, 1:5]), np.isnan(b['score']).all()
+    own = truth and (crowd_flags(table) | (truth_areas(table) != xywh[:, 2]*xywh[:, 3]))
+    if not len(table) or np.any(own): return None
     rows[:, 0], rows[:, 6] = image_ids[b['image']], category_ids[b['category']]
-    rows[:, 1:5], rows[:, 5] = xywh, np.nan_to_num(b['score'])
+    rows[:, 5] = 0 if truth else b['score']
     return rows
 
 # %% ../../nbs/evaluation/61_metrics.ipynb #978fb016

@@ -145,7 +145,7 @@ def _read_results_array(path, # json
             v = np.ascontiguousarray(reader(str(path), results=True)[1].array_rows().T)
         except (ImportError, AttributeError, TypeError, ValueError, OSError, IndexError): pass # private: may change
         # a key that a record lacks is a zero there
-        if v is not None and v[[0, 5, 6]].all() and (v[3].all() or v[1:5].any(0).all()): return v
+        if v is not None and all(v[k].all() for k in (0, 5, 6)) and (v[3].all() or v[1:5].any(0).all()): return v
     got = parse_uniform_json(Path(path).read_bytes())
     if got is None or any(k not in got[0] for k in keys) or len(got[0]['bbox']) != 4: return None
     at, where = {}, 0
