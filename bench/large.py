@@ -49,6 +49,7 @@ def measure(folder: Path) -> None:
     "Read, check, plan, split, in this process."
     from yolokit.cleaning import checks, repair, split
     from yolokit.data import formats
+    from yolokit.data.table import tuned_malloc
     peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
     now = lambda: int(Path('/proc/self/statm').read_text().split()[1])*4096
     base, out = now(), {}
@@ -61,10 +62,11 @@ def measure(folder: Path) -> None:
               flush=True)
         return v
     t = step('read', lambda: formats.read(folder, format=str(folder/'adapter.yaml')))
-    found = step('check', lambda: checks.check(t))
-    plan = step('plan', lambda: repair.plan(found))
-    t = step('apply', lambda: repair.apply(t, plan)[0])
-    t = step('split', lambda: split.split(t))
+    with tuned_malloc(): # as `prepare` does
+        found = step('check', lambda: checks.check(t))
+        plan = step('plan', lambda: repair.plan(found))
+        t = step('apply', lambda: repair.apply(t, plan)[0])
+        t = step('split', lambda: split.split(t))
     print(json.dumps(out | dict(boxes=len(t), images=t.n_images)))
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from yolokit.core import images
 from yolokit.core.images import ImageError
-from yolokit.data.table import Table
+from yolokit.data.table import Table, tuned_malloc
 from yolokit.data.augment import Augment
-from yolokit.data.loader import Loader, LoaderError, tuned_malloc
+from yolokit.data.loader import Loader, LoaderError
 
 FULL = Augment(mosaic=.8, mixup=.3, hsv_h=.015, hsv_s=.7, hsv_v=.4, degrees=5, translate=.2, scale=.5, shear=2,
                flipud=.2, fliplr=.5, close_mosaic=1)

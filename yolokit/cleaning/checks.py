@@ -248,8 +248,9 @@ def _check_outliers(t: Table, wh: np.ndarray, # (I, 2) px, 0 where unknown
     w, h = side[ok].T
     logs, far = np.zeros((len(b), 2)), np.zeros(len(b))
     logs[ok] = np.log(np.stack([w*h/of[ok].prod(1), w/h], 1))
-    for k in np.unique(c[ok]):
-        rows = np.flatnonzero(ok & (c == k))
+    order = np.flatnonzero(ok)
+    order = order[np.argsort(c[order], kind='stable')]
+    for rows in np.split(order, np.flatnonzero(np.diff(c[order])) + 1):
         if len(rows) < 20: continue # too few to know what is usual
         off = np.abs(logs[rows] - np.median(logs[rows], 0))
         # less than a sixth of a unit of log is no difference
@@ -512,7 +513,7 @@ def _leak_frames(t: Table, taken: set # rows in images that have been told alrea
     videos, near, train = {}, [], split == 'train'
     for i, f in enumerate(map(video_frame, t.images['file'])):
         if f: videos.setdefault(f[0], {}).setdefault(f[1], {}).setdefault(train[i], []).append(i)
-    for numbers in videos.values() if train.any() else ():
+    for numbers in videos.values():
         for n, at in numbers.items():
             for i in at.get(False, ()):
                 if i in taken or not split[i]: continue
@@ -525,6 +526,7 @@ def _leak_frames(t: Table, taken: set # rows in images that have been told alrea
 # %% ../../nbs/cleaning/33_checks.ipynb #98a81d5f
 def _check_leaks(t: Table) -> list: # of columns
     "Augmented siblings and neighbouring frames of training images in another split."
+    if not {'train'} < {*t.images['split'].tolist()} - {''}: return [] # nothing that could leak
     file, siblings = t.images['file'], _leak_siblings(t)
     near = _leak_frames(t, {i for i, _ in siblings})
     apart = lambda i, j: abs(video_frame(file[i])[1] - video_frame(file[j])[1])
@@ -543,11 +545,13 @@ def _check_unlabelled(t: Table) -> list: # of columns
     rows = np.array([i for i in np.flatnonzero(empty) if t.images['split'][i] in labelled], int)
     return [make_findings('unlabelled', rows, ['no boxes']*len(rows))]
 
+_WITH_POLYGONS = 'coco', 'parking'
+
 def _record_of(t: Table, j: int) -> str: # row in boxes
     "The text a box came from; '' where there is none."
     if 'source' not in t.images or 'slot' not in t.boxes: return ''
     s, slot = t.images['source'][t.boxes['image'][j]], t.boxes['slot'][j]
-    return s.text[slice(*s.boxes[slot])] if s is not None and s.format in ('coco', 'parking') and slot >= 0 else ''
+    return s.text[slice(*s.boxes[slot])] if s is not None and s.format in _WITH_POLYGONS and slot >= 0 else ''
 
 def _polygon_box(t: Table, j: int, # row in boxes
                 ) -> tuple | None: # x0 y0 x1 y1 px, how many corners; None: no polygon, or a run-length mask
@@ -566,6 +570,8 @@ def _check_polygons(t: Table) -> list: # of columns
     "Rows that were polygons; files with rows of both kinds; boxes that are not their polygon's."
     n, image = len(t), t.boxes['image']
     if not n or not {'polygon', 'slot'} & set(t.boxes): return []
+    sources = {id(s): s for s in t.images.get('source', ())}.values()
+    if 'polygon' not in t.boxes and not any(s and s.format in _WITH_POLYGONS for s in sources): return []
     got = [_polygon_box(t, j) for j in range(n)]
     rows = np.array([i for i, v in enumerate(got) if v], int)
     b = np.array([got[i][:4] for i in rows]).reshape(-1, 4)

@@ -15,7 +15,7 @@ from ..core.untrusted import escape_markdown
 from ..core.files import (IMAGES, FormatError, list_files, load_json, make_linker, map_threaded, save_json,
                                 sha256, whole_folder)
 from ..core.console import log_line, progress_bar
-from ..data.table import gc_paused, mark_ignored, Table
+from ..data.table import gc_paused, mark_ignored, Table, tuned_malloc
 from ..data.shards import STORE_FILES, parse_size, shard_places, write_shards
 from ..data.formats import coco_dict, file_names, read, read_fast, yolo_texts
 from . import checks, repair
@@ -327,8 +327,9 @@ def prepare(source, # folder or annotation file
     journal = out.with_name(f'.{out.name}.digests')
     with whole_folder(out) as part:
         t = with_digests(read(source, format, **({'names': names} if names else {})), journal)
-        t, done = _repair_table(t, part, decisions) if fix else (t, {})
-        save_record(part, _write_prepared(mark_ignored(t), part, request, done, _previous_split(out, request)))
+        with tuned_malloc(): # of a large set the columns are hundreds of megabytes each
+            t, done = _repair_table(t, part, decisions) if fix else (t, {})
+            save_record(part, _write_prepared(mark_ignored(t), part, request, done, _previous_split(out, request)))
         if old: _move_aside(out, old)
     rec = read_record(out)
     if rec.get('request') != request: raise FormatError(out, 'another process prepared something else there meanwhile',

@@ -103,7 +103,10 @@ def box_iou_rowwise(a: np.ndarray, # (N, 4) x0 y0 x1 y1, pixels
 def sort_corners(xyxy: np.ndarray, # (N, 4) any two opposite corners
                 ) -> np.ndarray: # (N, 4) x0 <= x1, y0 <= y1
     "The box that two opposite corners span, whichever was written first."
-    return np.concatenate([np.minimum(xyxy[:, :2], xyxy[:, 2:]), np.maximum(xyxy[:, :2], xyxy[:, 2:])], 1)
+    out = np.empty_like(xyxy)
+    np.minimum(xyxy[:, :2], xyxy[:, 2:], out=out[:, :2])
+    np.maximum(xyxy[:, :2], xyxy[:, 2:], out=out[:, 2:])
+    return out
 
 # %% ../../nbs/core/00_boxes.ipynb #f6ef1897
 def apply_orientation(xyxy: np.ndarray, # (n, 4) in the stored rows' frame

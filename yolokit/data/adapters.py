@@ -1032,7 +1032,8 @@ def _looked_up(cells, known: dict, # text -> value, added to
                dtype=object) -> np.ndarray: # (n,)
     "A column of values that are made once for each text."
     first = dict(zip(reversed(cells), range(len(cells) - 1, -1, -1)))
-    for c in sorted(first.keys() - known.keys(), key=first.get): known[c] = make(c, first[c])
+    # not a difference of keys, which walks through all that is known
+    for c in sorted((c for c in first if c not in known), key=first.get): known[c] = make(c, first[c])
     return np.fromiter(map(known.__getitem__, cells), dtype, len(cells))
 
 
@@ -1121,12 +1122,12 @@ def read(self: _ColumnReader): # yields dicts of columns
     keys = [[k for k in axis if k in self.d] for axis in _AXES]
     for columns in _table_parts(self.s.text, self.start, self.A.separator, self.eol, self.n):
         n, pair = len(columns[0]), self.picture(columns)
-        i, w, h = np.array(self.scales, np.float64).T[:, pair]
+        of, pair = np.unique(pair, return_inverse=True) # this part's, not all that were seen
+        i, w, h = np.array([self.scales[k] for k in of.tolist()], np.float64).T[:, pair]
         got = {k: _numbers(self.cell(self.d[k], columns) or ('',)) for axis in keys for k in axis}
         (x0, x1), (y0, y1) = (_axis_range(got, *axis) for axis in _AXES)
         code = self.code(self.cell(self.d['class'], columns) or ('',))
-        origin = np.array([f'{self.s.file}:{self.line + k}' for k in range(n)], object)
-        yield dict(image=i.astype(np.int64), category=code, x0=x0*w, y0=y0*h, x1=x1*w, y1=y1*h, origin=origin,
+        yield dict(image=i.astype(np.int64), category=code, x0=x0*w, y0=y0*h, x1=x1*w, y1=y1*h,
                    slot=np.arange(self.line, self.line + n) - 1 - bool(self.names)) | self.extras(columns)
         self.line += n
 
@@ -1141,6 +1142,9 @@ def read_columns(s: AnnotationFile, A: _Adapter, find, where, images: list, flat
     except (_Unusual, FormatError): return None # the rows say what is wrong
     if not parts: return None
     out = {k: np.concatenate([p.pop(k) for p in parts]) for k in [*parts[0]]}
+    # made at the end: what stays, between what goes, would scatter both over the memory
+    lines, n = out['slot'] + 1 + ('header' in s.top), len(out['slot'])
+    out['origin'] = np.fromiter((f'{s.file}:{k}' for k in lines.tolist()), object, n)
     s.__dict__.pop('boxes')
     s.__dict__['_row_images'] = np.array([m['place'] for m in images], np.int32)[out['image']]
     if len(s.text) > _KEPT_TEXT: s.__dict__['_disk'] = sha256(where); del s.text

@@ -17,7 +17,8 @@ from ..core.files import atomic_write, save_json
 from ..core.console import progress_bar
 from ..network import checkpoints
 from ..network.model import Detector
-from ..data.loader import Loader, StuckLoader, tuned_malloc
+from ..data.loader import Loader, StuckLoader
+from ..data.table import tuned_malloc
 from . import compile, runs
 from .optim import reduce_on_plateau, set_lr
 from .deadline import Course
