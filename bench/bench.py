@@ -6,10 +6,12 @@ CPU time, not wall time, and the median of several turns taken alternately: the 
 """
 import gc, io, json, os, statistics, sys, tempfile, time
 from contextlib import nullcontext, redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np, torch
 
+from yolokit.core.images import write_image
 from yolokit.core.rng import rng as counted
 from yolokit.network import weights, zoo
 from yolokit.network.model import Detector
@@ -20,7 +22,9 @@ from yolokit.data.loader import Loader
 from yolokit.cleaning import prepare as cleaning_prepare
 from yolokit.training.loss import Loss
 from yolokit.inference.nms import nms
+from yolokit.inference.parts import detect_in_parts
 from yolokit.inference.detect import forward_and_decode, optimized_copy, _predict_candidates
+from yolokit.export.runtime import make_runtime
 from yolokit.evaluation import bootstrap, errors, matching, metrics, results
 from yolokit.apps import prepare as apps_prepare
 
@@ -184,7 +188,40 @@ def looking():
         'bf16': some(lambda: _predict_candidates(quick, inner, 'bfloat16', .001))}), each=4)
 
 
-PARTS = {f.__name__: f for f in (training, loading, reading, suppression, looking, judging, evaluation)}
+def forward():
+    "The network alone beside ONNX Runtime, and OpenVINO where it is installed; one thread each."
+    for name, size in (('yolov4-tiny', 416), ('yolov5n', 640)):
+        d, x = Detector(zoo.build(name).with_size(size, size)).eval(), torch.rand(1, 3, size, size)
+        quick, inner, given = optimized_copy(d), x.contiguous(memory_format=torch.channels_last), x.numpy()
+        def ours():
+            with torch.inference_mode(): quick(inner)
+        calls = {}
+        for k in ('onnx', 'openvino'):
+            if k == 'openvino' and not find_spec(k): continue
+            run = make_runtime(d, k)._session(size, size)
+            calls[k] = lambda run=run: run(given)
+        line(f'{name} {size}, the network alone', turns(21, **calls, here=ours))
+
+
+def processes():
+    "500 pictures by one process and by two, in wall time: for an idle machine only."
+    d = Detector(zoo.build('yolov5s')).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        for k in range(500):
+            x = counted(k).integers(0, 256, (15, 20, 3)).astype(np.uint8).repeat(32, 0).repeat(32, 1)
+            write_image(Path(folder)/f'shots/{k:03d}.jpg', x)
+        took, said = [], set()
+        for n in (1, 2):
+            began = time.monotonic()
+            t = detect_in_parts(d, Path(folder)/'shots', Path(folder)/str(n), n, size=(640, 640), workers=1)
+            took.append(time.monotonic() - began)
+            said.add(results.results_text(t))
+    print(f"yolov5s 640, 500 pictures: one process {took[0]:.1f} s, two {took[1]:.1f} s, {took[0]/took[1]:.2f} times as "
+          f'fast; {"the same" if len(said) == 1 else "OTHER"} bytes, load before {os.getloadavg()[0]:.1f}', flush=True)
+
+
+PARTS = {f.__name__: f for f in (training, loading, reading, suppression, looking, forward, processes, judging,
+                                 evaluation)}
 
 
 if __name__ == '__main__':

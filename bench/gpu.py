@@ -2,6 +2,7 @@
 
     python bench/gpu.py                                   # everything
     python bench/gpu.py steps bits --networks yolov4:608:32,yolov5s6:1280:16 --steps 40
+    python bench/gpu.py steps --to tables                 # each part is at most eight minutes, and leaves tables/steps.md
     python bench/gpu.py --device cpu --networks yolokit-nano:64:2 --steps 6     # does the command itself work?
 
 Every training is `train.fit` on one batch of noise, over and over, from pinned memory; `real` is the same with JPEGs,
@@ -9,6 +10,7 @@ a mosaic and as many workers as there are cores. Shares are of a roofline: each 
 its arithmetic and its traffic, and 26 bytes an activation (16 where compiling fuses them), as in Williams et al. 2009.
 """
 import argparse, math, os, statistics, sys, tempfile, time, warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np, torch
@@ -66,6 +68,7 @@ class Again:
         self.n, self.part, self.bs, self.dev, self.quiet, self.seen = 10**6, 0, bs, dev, quiet, 0
         self.work = type('Work', (), dict(m=32, source=type('Source', (), dict(size=(w, h)))))
     def __len__(self): return 10**6
+    def watch_stop(self, stop): pass
     def epoch(self, e, start=0, **_):
         while True:
             self.seen += 1
@@ -159,15 +162,34 @@ def real(a, dev):
 
 PARTS = {f.__name__: f for f in (bits, steps, waits, real)}
 
+
+class Both:
+    "The terminal and a file: what was measured stays if the machine goes."
+    def __init__(self, path):
+        if path: path.parent.mkdir(parents=True, exist_ok=True)
+        self.to = [sys.stdout, *([open(path, 'w', encoding='utf-8')] if path else [])]
+    def write(self, s):
+        for f in self.to: f.write(s)
+    def flush(self):
+        for f in self.to: f.flush()
+    def __enter__(self): return self
+    def __exit__(self, *_):
+        for f in self.to[1:]: f.close()
+
+
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('parts', nargs='*', metavar='part', help=f'{", ".join(PARTS)}; none: all')
     p.add_argument('--networks', default=NETWORKS)
     p.add_argument('--steps', type=int, default=40)
     p.add_argument('--device', default='cuda')
+    p.add_argument('--to', help='folder for a file of each part, written as it goes')
     a = p.parse_args()
     dev = torch.device(a.device, 0) if a.device == 'cuda' else torch.device(a.device)
     if dev.type == 'cuda' and not torch.cuda.is_available(): sys.exit('no GPU here; --device cpu tries the command out')
-    print(f'{torch.cuda.get_device_name() if dev.type == "cuda" else "CPU"}, {os.cpu_count()} cores, torch '
-          f'{torch.__version__}')
-    for k in a.parts or PARTS: print(f'\n## {PARTS[k].__doc__}\n', flush=True); PARTS[k](a, dev)
+    machine = (f'{torch.cuda.get_device_name() if dev.type == "cuda" else "CPU"}, {os.cpu_count()} cores, torch '
+               f'{torch.__version__}')
+    for k in a.parts or PARTS:
+        with Both(a.to and Path(a.to)/f'{k}.md') as out, redirect_stdout(out):
+            print(f'## {PARTS[k].__doc__}\n\n{machine}\n', flush=True)
+            PARTS[k](a, dev)

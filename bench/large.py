@@ -87,6 +87,6 @@ if __name__ == '__main__':
         d = json.loads(done.stdout.splitlines()[-1])
         print(f'{d.pop("boxes"):,} boxes, {d.pop("images"):,} pictures')
         for k, v in d.items():
-            print(f'  {k:6s} {v["wall"]:8.1f} s wall {v["cpu"]:8.1f} s CPU   peak {v["peak"]/n:7.0f} bytes a box, '
+            print(f'  {k:6s} {v["wall"]:8.2f} s wall {v["cpu"]:8.2f} s CPU   peak {v["peak"]/n:7.0f} bytes a box, '
                   f'{v["peak"]/1e9:6.2f} GB; kept {v["kept"]/n:6.0f}', flush=True)
         if not a.folder: shutil.rmtree(folder)

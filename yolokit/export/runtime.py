@@ -39,6 +39,7 @@ _SESSIONS = dict(onnx=('onnxruntime', _onnx_run), openvino=('openvino', _openvin
 class _RuntimeDetector(nn.Module):
     "A detector whose maps another runtime computes; for `detect` it is one like any other."
     ready = True # see `optimized_copy`
+    memory_format = torch.contiguous_format # what it hands over; see `detect`
     def __init__(self, detector: Detector, runtime: str): # 'onnx' or 'openvino'
         super().__init__()
         self.detector, self.runtime, self.sessions = detector.eval(), runtime, {}

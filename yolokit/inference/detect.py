@@ -217,7 +217,8 @@ def predict(detector: Detector, # in eval mode
            ) -> NMSResult:
     "From pixels to boxes in the network's input."
     device = next(detector.parameters()).device
-    x = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+    order = getattr(detector, 'memory_format', torch.channels_last) # of the values in memory
+    x = images.to(device, non_blocking=True).contiguous(memory_format=order)
     x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
     with torch.inference_mode():
         start = time.perf_counter()

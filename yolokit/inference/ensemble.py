@@ -9,7 +9,6 @@ __all__ = ['wbf', 'ensemble', 'Ensemble', 'save_ensemble', 'load_model']
 from pathlib import Path
 import numpy as np, torch
 from torch import nn
-from torchvision.ops import nms as tv_nms
 from ..core.boxes import box_iou_rowwise_coco, ragged_arange, xyxy2xywh
 from ..core.files import atomic_write
 from ..network.checkpoints import from_checkpoint, to_checkpoint
@@ -45,7 +44,7 @@ def _nms_table(t: Table, # detections that say things twice
     xyxy, score, stay = torch.from_numpy(t.xyxy), torch.from_numpy(t.boxes['score']), []
     for a, n in zip(start, size):
         rows = torch.from_numpy(order[a:a+n])
-        stay.append(rows[tv_nms(xyxy[rows], score[rows], iou)] if n > 1 else rows)
+        stay.append(rows[torch.ops.torchvision.nms(xyxy[rows], score[rows], iou)] if n > 1 else rows)
     return _top_per_image(t.keep(torch.cat(stay).numpy() if stay else []), max_det)
 
 # %% ../../nbs/inference/54_ensemble.ipynb #997b6ffd

@@ -6,9 +6,10 @@
 __all__ = ['class_nms', 'NMSResult', 'nms']
 
 # %% ../../nbs/inference/52_nms.ipynb #481939f9
+from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 import torch
-from torchvision.ops import nms as tv_nms
 
 # %% ../../nbs/inference/52_nms.ipynb #adfc13a4
 def _topk_stable(score: torch.Tensor, # (n,)
@@ -49,6 +50,14 @@ def _candidates(pred: torch.Tensor, # (N, 5+nc) cx cy w h objectness class proba
     return _Candidates(torch.cat([cxy - half, cxy + half], 1), score[pick],
                       pick % prob.shape[1] if multi_label else cls[pick], over)
 
+# %% ../../nbs/inference/52_nms.ipynb #f3cc5152
+def _load_operators() -> None:
+    "torchvision's operators, without importing torchvision where its library can be found."
+    for f in Path(find_spec('torchvision').origin).parent.glob('_C*'): torch.ops.load_library(f)
+    if not hasattr(torch.ops.torchvision, 'nms'): import torchvision.ops
+
+_load_operators()
+
 # %% ../../nbs/inference/52_nms.ipynb #3d1c40a8
 def class_nms(xyxy: torch.Tensor, # (n, 4) best first
               score: torch.Tensor, # (n,)
@@ -56,9 +65,9 @@ def class_nms(xyxy: torch.Tensor, # (n, 4) best first
               iou: float, # a box goes when it overlaps a better one by more
              ) -> torch.Tensor: # indices of those that stay, ascending: best first
     "Greedy suppression inside each class, no coordinate moved."
-    order = cls.sort(stable=True).indices
+    order, best = cls.sort(stable=True).indices, torch.ops.torchvision.nms
     parts = order.split(torch.bincount(cls).tolist())
-    return torch.cat([i[tv_nms(xyxy[i], score[i].to(xyxy), iou)] for i in parts if len(i)]).sort().values
+    return torch.cat([i[best(xyxy[i], score[i].to(xyxy), iou)] for i in parts if len(i)]).sort().values
 
 # %% ../../nbs/inference/52_nms.ipynb #f55c7e08
 def _greedy_nms(c: _Candidates,
