@@ -216,8 +216,8 @@ def processes():
             t = detect_in_parts(d, Path(folder)/'shots', Path(folder)/str(n), n, size=(640, 640), workers=1)
             took.append(time.monotonic() - began)
             said.add(results.results_text(t))
-    print(f"yolov5s 640, 500 pictures: one process {took[0]:.1f} s, two {took[1]:.1f} s, {took[0]/took[1]:.2f} times as "
-          f'fast; {"the same" if len(said) == 1 else "OTHER"} bytes, load before {os.getloadavg()[0]:.1f}', flush=True)
+    print(f'yolov5s 640, 500 pictures: one process {took[0]:.1f} s, two {took[1]:.1f} s, '
+          f'{took[0]/took[1]:.2f} times as fast; {"the same" if len(said) == 1 else "OTHER"} bytes, load before {os.getloadavg()[0]:.1f}', flush=True)
 
 
 PARTS = {f.__name__: f for f in (training, loading, reading, suppression, looking, forward, processes, judging,

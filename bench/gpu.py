@@ -2,7 +2,7 @@
 
     python bench/gpu.py                                   # everything
     python bench/gpu.py steps bits --networks yolov4:608:32,yolov5s6:1280:16 --steps 40
-    python bench/gpu.py steps --to tables                 # each part is at most eight minutes, and leaves tables/steps.md
+    python bench/gpu.py steps --to tables                 # at most eight minutes a part; leaves tables/steps.md
     python bench/gpu.py --device cpu --networks yolokit-nano:64:2 --steps 6     # does the command itself work?
 
 Every training is `train.fit` on one batch of noise, over and over, from pinned memory; `real` is the same with JPEGs,
