@@ -217,7 +217,7 @@ def processes():
             took.append(time.monotonic() - began)
             said.add(results.results_text(t))
     print(f'yolov5s 640, 500 pictures: one process {took[0]:.1f} s, two {took[1]:.1f} s, '
-          f'{took[0]/took[1]:.2f} times as fast; {"the same" if len(said) == 1 else "OTHER"} bytes, load before {os.getloadavg()[0]:.1f}', flush=True)
+          f'{took[0]/took[1]:.2f} times as fast; {"the same" if len(said) == 1 else "OTHER"} bytes', flush=True)
 
 
 PARTS = {f.__name__: f for f in (training, loading, reading, suppression, looking, forward, processes, judging,
