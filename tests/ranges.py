@@ -8,6 +8,7 @@ from urllib.parse import unquote
 class _Handler(BaseHTTPRequestHandler):
     protocol_version, disable_nagle_algorithm = 'HTTP/1.1', True
     def log_message(self, *_): pass
+    def setup(self): self.server.lines += 1; super().setup()
 
     def do_GET(self):
         s, said = self.server, self.headers.get('Range')
@@ -46,10 +47,11 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def ranges(folder, how=lambda n, path: ''): # how: number of the request, path -> what goes wrong
-    "A server of a folder; its `url`, and what it was `asked`."
+    "A server of a folder; its `url`, what it was `asked`, over how many `lines`."
     s = ThreadingHTTPServer(('127.0.0.1', 0), _Handler)
     s.handle_error = lambda *_: None # a client that hangs up is no news
-    s.folder, s.how, s.asked, s.stall, s.url = folder, how, [], .4, f'http://127.0.0.1:{s.server_port}'
+    s.folder, s.how, s.asked, s.lines, s.stall = folder, how, [], 0, .4
+    s.url = f'http://127.0.0.1:{s.server_port}'
     threading.Thread(target=s.serve_forever, kwargs=dict(poll_interval=.01), daemon=True).start()
     try: yield s
     finally: s.shutdown(); s.server_close()

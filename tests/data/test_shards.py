@@ -69,6 +69,14 @@ def test_unpacked_it_is_the_folder_with_links(root, tmp_path):
 
 FAULTS = 'stall cut lie beside longer drip moved 503'.split() + ['hangs up']
 
+def test_a_line_is_used_again(root):
+    "Python 3.11 left each answer open: a new connection for every picture."
+    with ranges(root) as s:
+        t = load_prepared(open_store(f'{s.url}/tars'))
+        before, asked = s.lines, len(s.asked)
+        for p in t.images['path']: images.read_bytes(p)
+        assert len(s.asked) - asked == N and s.lines - before <= 1
+
 @pytest.mark.soak # one by one; all at once below
 @pytest.mark.parametrize('fault', FAULTS)
 def test_over_http_whatever_the_server_does(root, fault):

@@ -191,6 +191,7 @@ def _http_part(url: str, first: int, size: int) -> bytes:
             data += block
             if time.monotonic() > until: raise _Lost(f'{len(data)} of {size} bytes came in {_TIMEOUT:g} s and more')
     except (OSError, http.client.HTTPException) as e: raise _Lost(str(e) or type(e).__name__) from None
+    if r.length == 0: r.close() # Python 3.11 does not see that this was the end, and would not ask on this line again
     if not r.isclosed(): _drop_connections() # it said that more is to come
     if len(data) < size: raise _Lost(f'the line broke after {len(data)} of {size} bytes')
     return bytes(data)
