@@ -147,7 +147,8 @@ def optimized_copy(detector: Detector,
                   ) -> Detector: # a copy
     "The same network for inference only: folded, fused, channels_last, in eval mode."
     if getattr(detector, 'ready', False): return detector # it is one
-    d, cpu = copy.deepcopy(detector).eval(), next(detector.parameters()).device.type == 'cpu'
+    cfg = getattr(detector, 'cfg', None) # is only read: half of a copy's time
+    d, cpu = copy.deepcopy(detector, {id(cfg): cfg}).eval(), next(detector.parameters()).device.type == 'cpu'
     if hasattr(d, 'fuse'): d.fuse()
     d = d.to(memory_format=torch.channels_last)
     if compiled: d.forward = torch.compile(d.forward, options=dict(freezing=True) if cpu else None)
