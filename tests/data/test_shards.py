@@ -67,8 +67,6 @@ def test_unpacked_it_is_the_folder_with_links(root, tmp_path):
     for t in (root/'tars/shards').iterdir(): assert (tmp_path/'again/shards'/t.name).read_bytes() == t.read_bytes()
 
 
-FAULTS = 'stall cut lie beside longer drip moved 503'.split() + ['hangs up']
-
 def test_a_line_is_used_again(root):
     "Python 3.11 left each answer open: a new connection for every picture."
     with ranges(root) as s:
@@ -76,6 +74,9 @@ def test_a_line_is_used_again(root):
         before, asked = s.lines, len(s.asked)
         for p in t.images['path']: images.read_bytes(p)
         assert len(s.asked) - asked == N and s.lines - before <= 1
+
+
+FAULTS = 'stall cut lie beside longer drip moved 503'.split() + ['hangs up']
 
 @pytest.mark.soak # one by one; all at once below
 @pytest.mark.parametrize('fault', FAULTS)
